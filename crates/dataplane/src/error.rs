@@ -1,0 +1,86 @@
+//! The one error type of the data plane: a protocol-neutral code and a sentence.
+//!
+//! Only `status.rs` knows the HTTP and gRPC numbers behind a code.
+
+use std::borrow::Cow;
+
+/// What kind of refusal this is (protocol-neutral).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Code {
+    /// The request itself is wrong.
+    InvalidArgument,
+    /// Nothing of that name exists.
+    NotFound,
+    /// It exists, but cannot answer now: overload, not ready, draining, queue time-out.
+    Unavailable,
+    /// The body or its decoded form is above a limit.
+    TooLarge,
+    /// The protocol knows it, this server does not do it.
+    Unsupported,
+    /// A thing of that name is already there.
+    AlreadyExists,
+    /// The client went away, or asked to stop.
+    Cancelled,
+    /// The model or the server failed.
+    Internal,
+}
+
+/// A refusal with its reason; the text is what a client sees.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    /// The kind.
+    pub code: Code,
+    /// One sentence, without a final period; may end with ` hint: ...`.
+    pub message: Cow<'static, str>,
+}
+
+/// The data plane's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Longest message in characters: names that a client sends are part of it, and it travels in a header of gRPC.
+const MAX_MESSAGE: usize = 2048;
+
+impl Error {
+    /// A refusal of that kind; a very long message loses its end.
+    #[cold]
+    pub fn new(code: Code, mut message: Cow<'static, str>) -> Self {
+        if message.len() > MAX_MESSAGE {
+            message = message.chars().take(MAX_MESSAGE).collect();
+        }
+        Self { code, message }
+    }
+}
+
+macro_rules! constructors {
+    ($($(#[$doc:meta])* $name:ident => $code:ident),* $(,)?) => {
+        impl Error { $($(#[$doc])* #[cold] pub fn $name(message: impl Into<Cow<'static, str>>) -> Self {
+            Self::new(Code::$code, message.into())
+        })* }
+    };
+}
+
+constructors! {
+    /// The request itself is wrong.
+    invalid => InvalidArgument,
+    /// Nothing of that name exists.
+    not_found => NotFound,
+    /// It cannot answer now.
+    unavailable => Unavailable,
+    /// Above a size limit.
+    too_large => TooLarge,
+    /// Known to the protocol, not done here.
+    unsupported => Unsupported,
+    /// Already there.
+    already_exists => AlreadyExists,
+    /// Cancelled by the client.
+    cancelled => Cancelled,
+    /// The model or the server failed.
+    internal => Internal,
+}
+
+/// Returns from the function because the request is wrong; takes what `format!` takes.
+macro_rules! refuse {
+    ($($text:tt)*) => { return Err($crate::error::Error::invalid(format!($($text)*))) };
+}
+pub(crate) use refuse;

@@ -1,0 +1,152 @@
+//! Triton's extensions of the Open Inference Protocol, over HTTP and gRPC alike.
+//!
+//! Called by `http.rs` and `grpc.rs` for what is not the core protocol; nothing here is on the way of an inference request.
+//! Each file has one extension: what it answers is decided once, both faces only translate.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use serde_json::Value;
+
+use crate::body::Coding;
+use crate::dataplane::Dataplane;
+use crate::error::{Error, Result};
+use crate::fault::{self, Fault, JSON, Reply};
+use crate::grpc::{decode, reply};
+use crate::http::model_name;
+use crate::pool::LARGE;
+use crate::proto;
+
+pub mod config;
+mod repository;
+pub mod services;
+mod settings;
+mod shared_memory;
+mod statistics;
+
+/// What server metadata tells as name. It is ours and not "triton": clients choose by the extensions, people by the name,
+/// and a person who reads it in a log must not look for the fault in another program.
+pub const SERVER_NAME: &str = "lrai";
+
+/// The extensions that are there, by Triton's names. Sequences, trace and changes of log settings are not; shared memory
+/// answers its status and `unregister`, because clients call these before anything else, but registers nothing.
+pub const EXTENSIONS: [&str; 7] = [
+    "classification",
+    "model_repository",
+    "schedule_policy",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+];
+
+/// Answers a path below `/v2/` (given without it) that is not the core protocol.
+pub async fn http(dataplane: &Arc<Dataplane>, method: &Method, path: &str, body: Bytes) -> Result<Reply, Fault> {
+    let segments: Vec<&str> = path.split('/').collect();
+    let allowed = allowed(&segments);
+    if allowed.is_empty() {
+        return Err(Fault::path(&format!("/v2/{path}")));
+    }
+    if !allowed.split(", ").any(|name| name == method.as_str()) {
+        return Err(Fault::method(allowed));
+    }
+    let text = answer(dataplane, &segments, body, method == Method::POST).await?;
+    Ok(fault::reply(StatusCode::OK, JSON, text.into()))
+}
+
+/// JSON text, or none where the answer is only that it has been done.
+async fn answer(dataplane: &Arc<Dataplane>, segments: &[&str], body: Bytes, is_change: bool) -> Result<String> {
+    let model = |name: &str, version: &str| dataplane.model(&model_name(name)?, version);
+    match segments {
+        ["models", "stats"] => statistics::json(dataplane, "", ""),
+        ["models", name, "stats"] => statistics::json(dataplane, &model_name(name)?, ""),
+        ["models", name, "versions", version, "stats"] => {
+            statistics::json(dataplane, &model_name(name)?, version)
+        }
+        ["models", name, "config"] => config::json(&model(name, "")?.spec),
+        ["models", name, "versions", version, "config"] => config::json(&model(name, version)?.spec),
+        ["models", name, "trace", "setting"] => {
+            model(name, "")?;
+            settings::trace_json(&body, is_change)
+        }
+        ["trace", "setting"] => settings::trace_json(&body, is_change),
+        ["logging"] => settings::logging_json(&body, is_change),
+        ["repository", "index"] => repository::index_json(dataplane, &body),
+        ["repository", "models", name, action] => {
+            let parameters = read(dataplane, body).await?;
+            repository::command(dataplane, action, &model_name(name)?, parameters).await?;
+            Ok(String::new())
+        }
+        ["systemsharedmemory", rest @ ..] => shared_memory::http("system", rest),
+        ["cudasharedmemory", rest @ ..] => shared_memory::http("cuda", rest),
+        _ => Err(repository::named()),
+    }
+}
+
+/// The methods of a path; empty = there is no such path.
+fn allowed(segments: &[&str]) -> &'static str {
+    match segments {
+        ["models", "stats"]
+        | ["models", _, "stats" | "config"]
+        | ["models", _, "versions", _, "stats" | "config"]
+        | ["systemsharedmemory" | "cudasharedmemory", "status"]
+        | ["systemsharedmemory" | "cudasharedmemory", "region", _, "status"] => "GET",
+        ["trace", "setting"] | ["models", _, "trace", "setting"] | ["logging"] => "GET, POST",
+        ["repository", "index"]
+        | ["repository", _, "index"]
+        | ["repository", "models", _, "load" | "unload"]
+        | ["repository", _, "models", _, "load" | "unload"]
+        | ["systemsharedmemory" | "cudasharedmemory", "register" | "unregister"]
+        | ["systemsharedmemory" | "cudasharedmemory", "region", _, "register" | "unregister"] => "POST",
+        _ => "",
+    }
+}
+
+/// A body as JSON, read in the pool if it is large; no body is an empty object.
+async fn read(dataplane: &Dataplane, body: Bytes) -> Result<Value> {
+    if body.len() > LARGE { dataplane.pool.run(move || parse(&body)).await } else { parse(&body) }
+}
+
+fn parse(body: &[u8]) -> Result<Value> {
+    if body.iter().all(u8::is_ascii_whitespace) {
+        return Ok(Value::Object(serde_json::Map::new()));
+    }
+    let parsed: Value = serde_json::from_slice(body)
+        .map_err(|error| Error::invalid(format!("failed to parse the request JSON buffer: {error}")))?;
+    if !parsed.is_object() {
+        return Err(Error::invalid("failed to parse the request JSON buffer: it must be an object"));
+    }
+    Ok(parsed)
+}
+
+/// Answers a gRPC method that is not the core protocol; `back` is how the answer is compressed.
+pub async fn grpc(
+    dataplane: &Arc<Dataplane>,
+    method: &str,
+    message: Bytes,
+    back: Option<Coding>,
+) -> Result<Vec<u8>> {
+    match method {
+        "ModelConfig" => {
+            let request: proto::ModelConfigRequest = decode(message)?;
+            config::grpc(&dataplane.model(&request.name, &request.version)?.spec, back)
+        }
+        "ModelStatistics" => {
+            let request: proto::ModelStatisticsRequest = decode(message)?;
+            reply(&statistics::read(dataplane, &request.name, &request.version)?, back)
+        }
+        "RepositoryIndex" => reply(&repository::index(dataplane, &decode(message)?)?, back),
+        "RepositoryModelLoad" => {
+            repository::load(dataplane, decode(message)?).await?;
+            reply(&proto::RepositoryModelLoadResponse {}, back)
+        }
+        "RepositoryModelUnload" => {
+            repository::unload(dataplane, decode(message)?).await?;
+            reply(&proto::RepositoryModelUnloadResponse {}, back)
+        }
+        "TraceSetting" => reply(&settings::trace(dataplane, &decode(message)?)?, back),
+        "LogSettings" => reply(&settings::logging(&decode(message)?)?, back),
+        _ => shared_memory::grpc(method, message, back),
+    }
+}

@@ -1,0 +1,340 @@
+//! Ports and sockets: binding them, accepting from them, and the threads that do.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde::Serialize;
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::runtime::{self, Runtime};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use crate::config::Config;
+use crate::connection::{Connection, serve as serve_connection};
+use crate::dataplane::Dataplane;
+use crate::error::{Error, Result};
+use crate::gateway::Gateway;
+
+const BACKLOG: i32 = 4096;
+/// How long accepting rests when descriptors have run out; the kernel's backlog keeps the clients.
+const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
+/// Connections of the metrics port, which must answer even when all others are taken.
+const METRICS_CONNECTIONS: usize = 64;
+
+/// Where the server can be reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Addresses {
+    /// HTTP, `host:port`.
+    pub http: Option<String>,
+    /// gRPC, `host:port`.
+    pub grpc: Option<String>,
+    /// Prometheus text, `host:port`.
+    pub metrics: Option<String>,
+    /// HTTP and gRPC, the path of a socket.
+    pub unix: Option<String>,
+}
+
+/// A gateway at work; it stops when dropped.
+pub struct Running {
+    /// Where it can be reached.
+    pub addresses: Addresses,
+    gateway: Arc<Gateway>,
+    accepts: watch::Sender<bool>,
+    runs: watch::Sender<bool>,
+    threads: Vec<JoinHandle<()>>,
+    socket_file: Option<PathBuf>,
+}
+
+impl Running {
+    /// Accepts nothing more; connections end when they have answered what they have.
+    pub fn drain(&self) {
+        self.accepts.send_replace(false);
+        self.gateway.drain();
+    }
+
+    /// Connections that are still open.
+    pub fn open_connections(&self) -> usize {
+        self.gateway.open_connections()
+    }
+
+    /// Ends the threads, and with them every connection.
+    pub fn stop(&mut self) {
+        self.drain();
+        self.runs.send_replace(false);
+        for thread in self.threads.drain(..) {
+            // A thread ends by returning: panics are caught by the tasks they happen in.
+            drop(thread.join());
+        }
+        if let Some(path) = self.socket_file.take() {
+            // Somebody may have removed it already.
+            drop(fs::remove_file(path));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Binds every port, then starts the threads that accept, parse and answer.
+pub fn serve(dataplane: &Arc<Dataplane>) -> Result<Running> {
+    let config = &dataplane.config;
+    raise_descriptor_limit();
+    let mut doors = vec![Vec::new(); config.threads];
+    let (mut addresses, mut socket_file) = (Addresses::default(), None);
+    let path = config.host.strip_prefix("unix:");
+    if path.is_none() {
+        addresses.http = Some(open(config, config.http_port, "http", &mut doors)?);
+        addresses.grpc = Some(open(config, config.grpc_port, "grpc", &mut doors)?);
+    }
+    for path in path.into_iter().chain(config.unix.as_deref()).take(1) {
+        let socket = bind_path(Path::new(path)).map_err(|why| cannot("unix", path, &why))?;
+        doors[0].push(Door { socket: Arc::new(socket), kind: Kind::Unix });
+        socket_file = Some(PathBuf::from(path));
+        addresses.unix = Some(path.to_owned());
+    }
+    if let Some(port) = config.metrics_port {
+        let host = if path.is_some() { "127.0.0.1" } else { &config.host };
+        let socket = bind_port(host, port, false).map_err(|why| cannot("metrics", &at(host, port), &why))?;
+        addresses.metrics = Some(local_address(&socket)?);
+        doors[0].push(Door { socket: Arc::new(socket), kind: Kind::Metrics });
+    }
+    let gateway = Arc::new(Gateway::new(Arc::clone(dataplane))?);
+    let (accepts, accepting) = watch::channel(true);
+    let (runs, running) = watch::channel(true);
+    let mut started = Running { addresses, gateway, accepts, runs, threads: Vec::new(), socket_file };
+    for (index, doors) in doors.into_iter().enumerate() {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Error::internal(format!("cannot start an event loop: {error}")))?;
+        if index == 0 {
+            dataplane.set_runtime(runtime.handle().clone());
+            runtime.spawn(Arc::clone(&started.gateway).sweep_task());
+        }
+        let accept = Accept { gateway: Arc::clone(&started.gateway), accepting: accepting.clone() };
+        let thread = start_thread(index, runtime, accept, doors, running.clone())?;
+        started.threads.push(thread);
+    }
+    Ok(started)
+}
+
+fn start_thread(
+    index: usize,
+    runtime: Runtime,
+    accept: Accept,
+    doors: Vec<Door>,
+    mut running: watch::Receiver<bool>,
+) -> Result<JoinHandle<()>> {
+    let listen = async move {
+        for door in doors {
+            tokio::spawn(accept.clone().task(door));
+        }
+        // An error means that the other side is gone, which ends the thread as well.
+        drop(running.wait_for(|running| !running).await);
+    };
+    thread::Builder::new()
+        .name(format!("lrai-gateway-{index}"))
+        .spawn(move || runtime.block_on(listen))
+        .map_err(|error| Error::internal(format!("cannot start a thread: {error}")))
+}
+
+/// A bound socket and what is behind it.
+#[derive(Clone)]
+struct Door {
+    socket: Arc<Socket>,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// HTTP and gRPC.
+    Tcp,
+    /// HTTP and gRPC on a socket file.
+    Unix,
+    /// Prometheus text only.
+    Metrics,
+}
+
+/// Binds a port once for every thread.
+fn open(config: &Config, port: u16, name: &str, doors: &mut [Vec<Door>]) -> Result<String> {
+    let (host, is_shared) = (&config.host, config.threads > 1);
+    let bind =
+        |port, is_shared| bind_port(host, port, is_shared).map_err(|why| cannot(name, &at(host, port), &why));
+    if is_shared && port != 0 {
+        // A port that is to be shared could be shared with a stranger: see first that nobody has it.
+        drop(bind(port, false)?);
+    }
+    let first = bind(port, is_shared)?;
+    let address = local_address(&first)?;
+    let port = first.local_addr().ok().and_then(|address| address.as_socket()).map_or(port, |at| at.port());
+    let mut next = Some(first);
+    for doors in doors {
+        let socket = match next.take() {
+            Some(socket) => socket,
+            None => bind(port, true)?,
+        };
+        doors.push(Door { socket: Arc::new(socket), kind: Kind::Tcp });
+    }
+    Ok(address)
+}
+
+fn bind_port(host: &str, port: u16, is_shared: bool) -> io::Result<Socket> {
+    let name = host.trim_start_matches('[').trim_end_matches(']');
+    let mut found: Vec<SocketAddr> = (name, port).to_socket_addrs()?.collect();
+    // `localhost` means both families; most clients try IPv4.
+    found.sort_by_key(SocketAddr::is_ipv6);
+    let address = *found.first().ok_or(io::ErrorKind::AddrNotAvailable)?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
+    socket.set_reuse_address(true)?;
+    if is_shared {
+        socket.set_reuse_port(true)?;
+    }
+    if let IpAddr::V6(ip) = address.ip() {
+        // `::` means every address of this machine, IPv4 included.
+        socket.set_only_v6(!ip.is_unspecified())?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+/// Binds a socket file that only owner and group may use; replaces one that nobody listens to.
+fn bind_path(path: &Path) -> io::Result<Socket> {
+    let address = SockAddr::unix(path)?;
+    let socket = || Socket::new(Domain::UNIX, Type::STREAM, None);
+    if let Ok(former) = fs::symlink_metadata(path) {
+        if !former.file_type().is_socket() {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it exists and is no socket"));
+        }
+        if socket()?.connect(&address).is_ok() {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        fs::remove_file(path)?;
+    }
+    let socket = socket()?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address)?;
+    // Nobody can connect before `listen`, so nobody slips in under the wider mode.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+fn local_address(socket: &Socket) -> Result<String> {
+    let address = socket.local_addr().ok().and_then(|address| address.as_socket());
+    address.map(|address| address.to_string()).ok_or_else(|| Error::internal("a port without an address"))
+}
+
+fn at(host: &str, port: u16) -> String {
+    if host.contains(':') && !host.starts_with('[') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
+}
+
+#[cold]
+fn cannot(name: &str, place: &str, why: &io::Error) -> Error {
+    let hint = match why.kind() {
+        io::ErrorKind::AddrInUse if name == "unix" => "another server listens there".to_owned(),
+        io::ErrorKind::AddrInUse => format!("choose another --{name}-port, or 0 for any free one"),
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 and folders of others need more rights".to_owned()
+        }
+        io::ErrorKind::AddrNotAvailable => "this machine does not have that address".to_owned(),
+        _ => "check --host".to_owned(),
+    };
+    Error::unavailable(format!("cannot listen on {place} ({name}): {why}, hint: {hint}"))
+}
+
+/// Every connection and every replica takes descriptors; the soft limit is for programs that use `select`.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // What is not allowed stays as it is.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+/// What the accepting tasks share.
+#[derive(Clone)]
+struct Accept {
+    gateway: Arc<Gateway>,
+    accepting: watch::Receiver<bool>,
+}
+
+impl Accept {
+    /// Accepts until the gateway drains.
+    async fn task(mut self, door: Door) {
+        let mut accepting = self.accepting.clone();
+        tokio::select! {
+            _ = accepting.wait_for(|accepting| !accepting) => {}
+            Err(error) = self.accept_all(&door) => eprintln!("cannot accept connections: {error}"),
+        }
+    }
+
+    async fn accept_all(&mut self, door: &Door) -> io::Result<()> {
+        let slots = if door.kind == Kind::Metrics {
+            Arc::new(Semaphore::new(METRICS_CONNECTIONS))
+        } else {
+            Arc::clone(&self.gateway.slots)
+        };
+        let socket = door.socket.try_clone()?;
+        match door.kind {
+            Kind::Unix => {
+                let listener = UnixListener::from_std(socket.into())?;
+                loop {
+                    match listener.accept().await {
+                        Ok((stream, _)) => {
+                            self.start(stream, "unix".to_owned(), slot(&slots).await, door.kind);
+                        }
+                        Err(error) => rest(&error).await,
+                    }
+                }
+            }
+            Kind::Tcp | Kind::Metrics => {
+                let listener = TcpListener::from_std(socket.into())?;
+                loop {
+                    match listener.accept().await {
+                        Ok((stream, client)) => {
+                            // A socket that is already closed refuses; serving it finds out.
+                            drop(stream.set_nodelay(true));
+                            self.start(stream, client.to_string(), slot(&slots).await, door.kind);
+                        }
+                        Err(error) => rest(&error).await,
+                    }
+                }
+            }
+        }
+    }
+
+    fn start<S>(&self, stream: S, client: String, slot: OwnedSemaphorePermit, kind: Kind)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let gateway = Arc::clone(&self.gateway);
+        let connection = Connection::new(gateway, client, slot, kind == Kind::Metrics);
+        tokio::spawn(serve_connection(connection, stream));
+    }
+}
+
+/// Waits while all slots are taken: nothing more is accepted meanwhile.
+async fn slot(slots: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+    Arc::clone(slots).acquire_owned().await.expect("this semaphore is never closed")
+}
+
+/// A client that has gone already costs nothing; when descriptors or memory have run out, trying again at once would spin.
+async fn rest(error: &io::Error) {
+    if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+        tokio::time::sleep(DESCRIPTOR_PAUSE).await;
+    }
+}

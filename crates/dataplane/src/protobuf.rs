@@ -1,0 +1,146 @@
+//! An inference request out of its protobuf message, an answer into one.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use prost::encoding::{WireType, encode_key, encode_varint, int64};
+use smallvec::SmallVec;
+
+use crate::answer::Answer;
+use crate::encode::classify;
+use crate::error::{Error, Result};
+use crate::proto::infer_parameter::ParameterChoice;
+use crate::proto::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
+use crate::proto::{InferParameter, InferTensorContents, ModelInferRequest};
+use crate::request::{Data, InferRequest, Input, Parameter, Parameters, Requested, Typed};
+use crate::tensor::{DType, Shape};
+
+/// A field of a response: the parameter by which Triton's clients know that nothing more follows for a request.
+const FINAL_RESPONSE: &[u8] = b"\x0a\x15triton_final_response\x12\x02\x08\x01";
+
+/// The request in the words that all faces share; its tensors stay where they are.
+pub fn parse(request: &ModelInferRequest) -> Result<InferRequest<'_>> {
+    let (inputs, contents, model) = (request.inputs.len(), &request.raw_input_contents, &request.model_name);
+    if contents.len() > inputs {
+        let contents = contents.len();
+        return Err(Error::invalid(format!(
+            "expected {inputs} raw_input_contents, one for each input, but got {contents} for model '{model}'"
+        )));
+    }
+    let input = |(index, input)| parse_input(input, contents.get(index), !contents.is_empty(), model);
+    Ok(InferRequest {
+        id: Cow::Borrowed(&request.id),
+        parameters: parse_parameters(&request.parameters),
+        inputs: request.inputs.iter().enumerate().map(input).collect::<Result<_>>()?,
+        outputs: request.outputs.iter().map(parse_requested).collect(),
+    })
+}
+
+fn parse_input<'a>(
+    input: &'a InferInputTensor,
+    raw: Option<&'a Bytes>,
+    is_raw: bool,
+    model: &str,
+) -> Result<Input<'a>> {
+    let name = &input.name;
+    let Some(datatype) = DType::parse(&input.datatype) else {
+        let datatype = &input.datatype;
+        return Err(Error::invalid(format!("unknown datatype '{datatype}' of input '{name}' for model '{model}'")));
+    };
+    let data = match (&input.contents, raw) {
+        (Some(_), _) if is_raw => Err(Error::invalid(format!(
+            "contents field must not be specified when using raw_input_contents for '{name}' for model '{model}'"
+        ))),
+        (Some(contents), _) => parse_contents(contents).ok_or_else(|| {
+            Error::invalid(format!("contents of more than one type for input '{name}' for model '{model}'"))
+        }),
+        (None, Some(raw)) => Ok(Data::Raw(raw)),
+        // Not refused here: an input in shared memory has no contents either.
+        (None, None) => Ok(Data::Missing),
+    };
+    Ok(Input {
+        name: Cow::Borrowed(name),
+        datatype,
+        shape: Shape::from_slice(&input.shape),
+        parameters: parse_parameters(&input.parameters),
+        data: data?,
+    })
+}
+
+fn parse_requested(output: &InferRequestedOutputTensor) -> Requested<'_> {
+    Requested { name: Cow::Borrowed(&output.name), parameters: parse_parameters(&output.parameters) }
+}
+
+/// The one list that has elements; none at all is a tensor without elements. `None` = more than one has.
+fn parse_contents(contents: &InferTensorContents) -> Option<Data<'_>> {
+    let lists = [
+        (contents.bool_contents.len(), Typed::Bool(&contents.bool_contents)),
+        (contents.int_contents.len(), Typed::Int(&contents.int_contents)),
+        (contents.int64_contents.len(), Typed::Int64(&contents.int64_contents)),
+        (contents.uint_contents.len(), Typed::Uint(&contents.uint_contents)),
+        (contents.uint64_contents.len(), Typed::Uint64(&contents.uint64_contents)),
+        (contents.fp32_contents.len(), Typed::Fp32(&contents.fp32_contents)),
+        (contents.fp64_contents.len(), Typed::Fp64(&contents.fp64_contents)),
+        (contents.bytes_contents.len(), Typed::Bytes(&contents.bytes_contents)),
+    ];
+    let mut filled = lists.into_iter().filter(|(len, _)| *len > 0);
+    let data = filled.next().map_or(Data::Raw(&[]), |(_, list)| Data::Typed(list));
+    filled.next().is_none().then_some(data)
+}
+
+fn parse_parameters(map: &BTreeMap<String, InferParameter>) -> Parameters<'_> {
+    map.iter().filter_map(|(key, value)| Some((Cow::Borrowed(key.as_str()), parse_parameter(value)?))).collect()
+}
+
+fn parse_parameter(parameter: &InferParameter) -> Option<Parameter<'_>> {
+    Some(match parameter.parameter_choice.as_ref()? {
+        ParameterChoice::BoolParam(value) => Parameter::Bool(*value),
+        ParameterChoice::Int64Param(value) => Parameter::Int(*value),
+        ParameterChoice::StringParam(value) => Parameter::String(Cow::Borrowed(value)),
+        ParameterChoice::DoubleParam(value) => Parameter::Double(*value),
+        ParameterChoice::Uint64Param(value) => Parameter::Uint(*value),
+    })
+}
+
+/// Writes a `ModelInferResponse` straight from the slab: a message of prost's would hold a copy of every tensor first.
+pub fn write(answer: &Answer, is_streamed: bool, buffer: &mut Vec<u8>) -> Result<()> {
+    let (spec, views) = (&answer.model().spec, answer.views());
+    for (tag, text) in [(1, &spec.name), (2, &spec.version), (3, &answer.wanted.id)] {
+        if !text.is_empty() {
+            write_field(tag, text.as_bytes(), buffer);
+        }
+    }
+    if is_streamed {
+        write_field(4, FINAL_RESPONSE, buffer);
+    }
+    let mut contents: SmallVec<[Cow<'_, [u8]>; 4]> = SmallVec::new();
+    let mut tensor = Vec::with_capacity(64);
+    for wanted in &answer.wanted.outputs {
+        let view = &views[wanted.index];
+        tensor.clear();
+        write_field(1, view.spec.name.as_bytes(), &mut tensor);
+        if wanted.classification > 0 {
+            let (shape, classes) = classify(spec, view, wanted.classification)?;
+            write_field(2, DType::Bytes.name().as_bytes(), &mut tensor);
+            int64::encode_packed(3, &shape, &mut tensor);
+            contents.push(classes.into());
+        } else {
+            write_field(2, view.spec.datatype.name().as_bytes(), &mut tensor);
+            int64::encode_packed(3, view.shape, &mut tensor);
+            contents.push(view.data.into());
+        }
+        write_field(5, &tensor, buffer);
+    }
+    for bytes in contents {
+        write_field(6, &bytes, buffer);
+    }
+    Ok(())
+}
+
+/// Writes a field of text, bytes or an encoded message.
+pub fn write_field(tag: u32, bytes: &[u8], buffer: &mut Vec<u8>) {
+    encode_key(tag, WireType::LengthDelimited, buffer);
+    encode_varint(bytes.len() as u64, buffer);
+    buffer.extend_from_slice(bytes);
+}

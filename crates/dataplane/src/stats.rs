@@ -1,0 +1,377 @@
+//! Counters of one model: relaxed atomics, a few nanoseconds per update, read as one snapshot.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+
+/// Upper bounds of the duration buckets, in nanoseconds.
+pub const DURATION_BOUNDS_NS: [u64; 17] = [
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    50_000_000,
+    100_000_000,
+    250_000_000,
+    500_000_000,
+    1_000_000_000,
+    2_500_000_000,
+    5_000_000_000,
+    10_000_000_000,
+];
+
+/// Upper bounds of the batch size buckets, in rows.
+pub const ROW_BOUNDS: [u64; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
+
+/// Why a batch left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// It held k rows.
+    Full,
+    /// Its oldest row was τ old.
+    Age,
+    /// Waiting longer would have missed a deadline.
+    Deadline,
+    /// A replica was free (work-conserving).
+    Idle,
+    /// It is a half of a lost batch.
+    Split,
+}
+
+impl Closed {
+    /// Every reason with its label.
+    pub const ALL: [(Self, &'static str); 5] = [
+        (Self::Full, "full"),
+        (Self::Age, "age"),
+        (Self::Deadline, "deadline"),
+        (Self::Idle, "idle"),
+        (Self::Split, "split"),
+    ];
+}
+
+/// Why a request was not answered with outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The model's queue holds its most requests.
+    QueueFull,
+    /// The model's queue holds its most bytes.
+    BytesFull,
+    /// No replica serves the model.
+    NotReady,
+    /// It waited longer than it allowed.
+    Deadline,
+    /// Its rows have killed replicas before.
+    Poison,
+    /// It does not fit the model.
+    Invalid,
+    /// Body or rows above a limit.
+    TooLarge,
+    /// Its client has gone.
+    Cancelled,
+    /// The model or the server failed.
+    Failed,
+    /// Its replica was lost, and the model must not run it again.
+    Lost,
+}
+
+impl Refusal {
+    /// Every reason with its label.
+    pub const ALL: [(Self, &'static str); 10] = [
+        (Self::QueueFull, "queue_full"),
+        (Self::BytesFull, "bytes_full"),
+        (Self::NotReady, "not_ready"),
+        (Self::Deadline, "deadline"),
+        (Self::Poison, "poison"),
+        (Self::Invalid, "invalid"),
+        (Self::TooLarge, "too_large"),
+        (Self::Cancelled, "cancelled"),
+        (Self::Failed, "failed"),
+        (Self::Lost, "lost"),
+    ];
+}
+
+/// How often, and for how long in all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Total {
+    /// Occurrences.
+    pub count: u64,
+    /// Their sum in nanoseconds.
+    pub ns: u64,
+}
+
+/// A histogram at one moment: `buckets[i]` counts values up to `bounds[i]` and above the bound before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Distribution {
+    /// Upper bounds.
+    pub bounds: &'static [u64],
+    /// One count more than bounds; the last one is for all that is larger.
+    pub buckets: Vec<u64>,
+    /// The sum of all values.
+    pub sum: u64,
+}
+
+impl Distribution {
+    /// How many values.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+}
+
+/// Batches of one size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BatchSize {
+    /// Rows in the batch.
+    pub rows: u32,
+    /// Hand-over of rows and outputs: what the gateway saw less what the replica ran.
+    pub handover: Total,
+    /// The run itself, told by the replica.
+    pub infer: Total,
+}
+
+/// Everything counted, at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Requests answered with outputs, from submit to the encoded answer.
+    pub success: Total,
+    /// Requests answered with an error.
+    pub fail: Total,
+    /// Time in the queue, of successful requests.
+    pub queue: Total,
+    /// Time at the replica, of successful requests.
+    pub compute: Total,
+    /// Time from the replica's outputs to the encoded answer.
+    pub output: Total,
+    /// Requests whose client has gone.
+    pub cancelled: u64,
+    /// Rows answered.
+    pub inference_count: u64,
+    /// Batches run.
+    pub execution_count: u64,
+    /// Milliseconds since 1970 of the last answer; 0 = none yet.
+    pub last_inference_ms: u64,
+    /// Requests that wait or run.
+    pub pending: u64,
+    /// Replicas that took the place of a dead one.
+    pub restarts: u64,
+    /// Of successful requests.
+    pub request_duration: Distribution,
+    /// Of successful requests.
+    pub queue_duration: Distribution,
+    /// Per batch, as the gateway saw it.
+    pub compute_duration: Distribution,
+    /// Rows per batch.
+    pub batch_rows: Distribution,
+    /// Batches by reason, in the order of [`Closed::ALL`].
+    pub closed: [u64; Closed::ALL.len()],
+    /// Refusals by reason, in the order of [`Refusal::ALL`].
+    pub refused: [u64; Refusal::ALL.len()],
+    /// Batches by size, smallest first.
+    pub batch_sizes: Vec<BatchSize>,
+}
+
+#[derive(Debug)]
+struct Histogram<const BOUNDS: usize, const BUCKETS: usize> {
+    bounds: &'static [u64; BOUNDS],
+    buckets: [AtomicU64; BUCKETS],
+    sum: AtomicU64,
+}
+
+impl<const BOUNDS: usize, const BUCKETS: usize> Histogram<BOUNDS, BUCKETS> {
+    fn new(bounds: &'static [u64; BOUNDS]) -> Self {
+        const { assert!(BUCKETS == BOUNDS + 1) };
+        Self { bounds, buckets: std::array::from_fn(|_| AtomicU64::new(0)), sum: AtomicU64::new(0) }
+    }
+
+    fn record(&self, value: u64) {
+        let bucket = self.bounds.iter().take_while(|bound| value > **bound).count();
+        self.buckets[bucket].fetch_add(1, Relaxed);
+        self.sum.fetch_add(value, Relaxed);
+    }
+
+    fn read(&self) -> Distribution {
+        Distribution {
+            bounds: self.bounds,
+            buckets: self.buckets.iter().map(|bucket| bucket.load(Relaxed)).collect(),
+            sum: self.sum.load(Relaxed),
+        }
+    }
+}
+
+type Durations = Histogram<17, 18>;
+
+/// What one model version has done so far.
+#[derive(Debug)]
+pub struct Stats {
+    request: Durations,
+    queue: Durations,
+    compute: Durations,
+    rows: Histogram<11, 12>,
+    request_compute_ns: AtomicU64,
+    output_ns: AtomicU64,
+    inferences: AtomicU64,
+    last_inference_ms: AtomicU64,
+    pending: AtomicU64,
+    restarts: AtomicU64,
+    fail_ns: AtomicU64,
+    closed: [AtomicU64; Closed::ALL.len()],
+    refused: [AtomicU64; Refusal::ALL.len()],
+    batch_sizes: Mutex<BTreeMap<u32, [u64; 3]>>,
+}
+
+impl Default for Stats {
+    fn default() -> Self {
+        Self {
+            request: Histogram::new(&DURATION_BOUNDS_NS),
+            queue: Histogram::new(&DURATION_BOUNDS_NS),
+            compute: Histogram::new(&DURATION_BOUNDS_NS),
+            rows: Histogram::new(&ROW_BOUNDS),
+            request_compute_ns: AtomicU64::new(0),
+            output_ns: AtomicU64::new(0),
+            inferences: AtomicU64::new(0),
+            last_inference_ms: AtomicU64::new(0),
+            pending: AtomicU64::new(0),
+            restarts: AtomicU64::new(0),
+            fail_ns: AtomicU64::new(0),
+            closed: std::array::from_fn(|_| AtomicU64::new(0)),
+            refused: std::array::from_fn(|_| AtomicU64::new(0)),
+            batch_sizes: Mutex::default(),
+        }
+    }
+}
+
+impl Stats {
+    /// A request was answered with outputs and its answer is encoded.
+    pub fn answered(&self, queue_ns: u64, compute_ns: u64, total_ns: u64, rows: u32) {
+        self.request.record(total_ns);
+        self.queue.record(queue_ns);
+        self.request_compute_ns.fetch_add(compute_ns, Relaxed);
+        self.output_ns.fetch_add(total_ns.saturating_sub(queue_ns + compute_ns), Relaxed);
+        self.inferences.fetch_add(u64::from(rows), Relaxed);
+    }
+
+    /// A request was answered with an error after `total_ns`, or its client has gone.
+    pub fn refused(&self, why: Refusal, total_ns: u64) {
+        self.refused[why as usize].fetch_add(1, Relaxed);
+        if why != Refusal::Cancelled {
+            self.fail_ns.fetch_add(total_ns, Relaxed);
+        }
+    }
+
+    /// A batch has come back: the replica ran it for `infer_ns`, the gateway waited for `compute_ns`.
+    pub fn batch(&self, rows: u32, closed: Closed, infer_ns: u64, compute_ns: u64) {
+        self.closed[closed as usize].fetch_add(1, Relaxed);
+        self.compute.record(compute_ns);
+        self.rows.record(u64::from(rows));
+        self.last_inference_ms.store(now_ms(), Relaxed);
+        let mut sizes = self.batch_sizes.lock();
+        let [count, handover, infer] = sizes.entry(rows).or_default();
+        *count += 1;
+        *handover += compute_ns.saturating_sub(infer_ns);
+        *infer += infer_ns;
+    }
+
+    /// Tells how many requests wait or run now.
+    pub fn set_pending(&self, requests: u64) {
+        self.pending.store(requests, Relaxed);
+    }
+
+    /// A replica has taken the place of a dead one.
+    pub fn restarted(&self) {
+        self.restarts.fetch_add(1, Relaxed);
+    }
+
+    /// All numbers; each is exact, but not all of the same nanosecond.
+    pub fn snapshot(&self) -> Snapshot {
+        let (request, queue) = (self.request.read(), self.queue.read());
+        let refused = std::array::from_fn(|reason| self.refused[reason].load(Relaxed));
+        let cancelled = refused[Refusal::Cancelled as usize];
+        let answered = request.count();
+        let total = |count, ns: &AtomicU64| Total { count, ns: ns.load(Relaxed) };
+        Snapshot {
+            success: Total { count: answered, ns: request.sum },
+            fail: total(refused.iter().sum::<u64>() - cancelled, &self.fail_ns),
+            queue: Total { count: answered, ns: queue.sum },
+            compute: total(answered, &self.request_compute_ns),
+            output: total(answered, &self.output_ns),
+            cancelled,
+            inference_count: self.inferences.load(Relaxed),
+            execution_count: self.closed.iter().map(|reason| reason.load(Relaxed)).sum(),
+            last_inference_ms: self.last_inference_ms.load(Relaxed),
+            pending: self.pending.load(Relaxed),
+            restarts: self.restarts.load(Relaxed),
+            request_duration: request,
+            queue_duration: queue,
+            compute_duration: self.compute.read(),
+            batch_rows: self.rows.read(),
+            closed: std::array::from_fn(|reason| self.closed[reason].load(Relaxed)),
+            refused,
+            batch_sizes: self.batch_sizes(),
+        }
+    }
+
+    fn batch_sizes(&self) -> Vec<BatchSize> {
+        let sizes = self.batch_sizes.lock();
+        let size = |(rows, [count, handover, infer]): (&u32, &[u64; 3])| BatchSize {
+            rows: *rows,
+            handover: Total { count: *count, ns: *handover },
+            infer: Total { count: *count, ns: *infer },
+        };
+        sizes.iter().map(size).collect()
+    }
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_on_a_bound_belongs_to_the_bucket_below_it() {
+        let histogram = Histogram::<11, 12>::new(&ROW_BOUNDS);
+        for rows in [1, 2, 3, 64, 65, 5000] {
+            histogram.record(rows);
+        }
+        let read = histogram.read();
+        assert_eq!(read.buckets, [1, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1]);
+        assert_eq!((read.sum, read.count()), (5135, 6));
+    }
+
+    #[test]
+    fn totals_follow_answers_refusals_and_batches() {
+        let stats = Stats::default();
+        stats.batch(2, Closed::Full, 700, 1000);
+        stats.answered(100, 1000, 1500, 1);
+        stats.answered(300, 1000, 1400, 1);
+        stats.refused(Refusal::QueueFull, 20);
+        stats.refused(Refusal::Cancelled, 9999);
+        let read = stats.snapshot();
+        assert_eq!(read.success, Total { count: 2, ns: 2900 });
+        assert_eq!(read.fail, Total { count: 1, ns: 20 });
+        assert_eq!(read.queue, Total { count: 2, ns: 400 });
+        assert_eq!(read.output, Total { count: 2, ns: 500 });
+        assert_eq!((read.inference_count, read.execution_count, read.cancelled), (2, 1, 1));
+        let (handover, infer) = (Total { count: 1, ns: 300 }, Total { count: 1, ns: 700 });
+        assert_eq!(read.batch_sizes, [BatchSize { rows: 2, handover, infer }]);
+        assert!(read.last_inference_ms > 1_700_000_000_000);
+    }
+
+    #[test]
+    fn every_reason_stands_at_its_own_index() {
+        for (index, (reason, _)) in Closed::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+        }
+        for (index, (reason, _)) in Refusal::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! A model behind a real queue, with an actor that is a thread of the test instead of a process.
+#![allow(dead_code, clippy::unwrap_used, clippy::missing_panics_doc)]
+
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use lrai_dataplane::config::Config;
+use lrai_dataplane::dataplane::Dataplane;
+use lrai_dataplane::mailbox::Mailbox;
+use lrai_dataplane::models::Model;
+use lrai_dataplane::tensor::{DType, ModelSpec, TensorSpec};
+use lrai_dataplane::wire::{Place, Run};
+
+pub fn tensor(name: &str, datatype: DType, shape: &[i64]) -> TensorSpec {
+    TensorSpec { name: name.into(), datatype, shape: shape.into(), optional: false, labels: Vec::new() }
+}
+
+/// A model named `m`, version 1, with an input `x` and an output `y`.
+pub fn spec(max_batch_size: u32, datatype: DType, shape: &[i64]) -> ModelSpec {
+    let text = format!(
+        r#"{{"name":"m","version":"1","platform":"test","backend":"test","max_batch_size":{max_batch_size},
+            "inputs":[],"outputs":[]}}"#
+    );
+    let mut spec: ModelSpec = serde_json::from_str(&text).unwrap();
+    spec.inputs = vec![tensor("x", datatype, shape)];
+    spec.outputs = vec![tensor("y", datatype, shape)];
+    spec.max_output_bytes = 1 << 20;
+    spec
+}
+
+pub fn socketpair() -> (OwnedFd, OwnedFd) {
+    let mut ends = [0; 2];
+    // SAFETY: a plain system call that fills two descriptors, owned by nobody else.
+    unsafe {
+        assert_eq!(libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0, ends.as_mut_ptr()), 0);
+        (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1]))
+    }
+}
+
+/// What an actor sees of a batch, and how it answers.
+pub struct Turn<'a> {
+    pub mailbox: &'a Mailbox,
+    pub run: &'a Run,
+}
+
+impl Turn<'_> {
+    pub fn input(&self, index: usize) -> &[u8] {
+        let place = self.run.inputs[index].as_ref().unwrap();
+        // SAFETY: the gateway's places lie in the mapping.
+        unsafe {
+            let address = self.mailbox.input.address().add(place.offset as usize);
+            std::slice::from_raw_parts(address, place.byte_len as usize)
+        }
+    }
+
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        let base = self.run.output_slot as usize * self.mailbox.output_slot_bytes as usize;
+        assert!(offset + bytes.len() <= self.mailbox.output_slot_bytes as usize);
+        // SAFETY: checked to lie in the slot.
+        unsafe {
+            let address = self.mailbox.output.address().add(base + offset);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), address, bytes.len());
+        }
+    }
+
+    /// Answers with the first input as the only output.
+    pub fn echo(&self) {
+        let place = self.run.inputs[0].clone().unwrap();
+        self.write(0, self.input(0));
+        let output = Place { offset: 0, ..place };
+        self.mailbox.done(self.run.batch, 1000, [output]).unwrap();
+    }
+}
+
+/// Attaches an actor that handles each batch with `turn`; it leaves when `turn` returns false or its link closes.
+pub fn attach(
+    dataplane: &Dataplane,
+    key: u64,
+    mut turn: impl FnMut(Turn<'_>) -> bool + Send + 'static,
+) -> (u64, JoinHandle<()>) {
+    let (ours, theirs) = socketpair();
+    let replica = dataplane.attach(key, ours).unwrap();
+    let thread = std::thread::spawn(move || {
+        let Some(mailbox) = Mailbox::open(theirs).unwrap() else { return };
+        mailbox.ready().unwrap();
+        while let Ok(Some(run)) = mailbox.receive() {
+            if !turn(Turn { mailbox: &mailbox, run: &run }) {
+                return;
+            }
+        }
+    });
+    (replica, thread)
+}
+
+/// A data plane on the current runtime with one published model and no replica.
+pub fn dataplane(spec: ModelSpec) -> (Arc<Dataplane>, u64, Arc<Model>) {
+    let dataplane = Dataplane::new(Config::default()).unwrap();
+    dataplane.set_runtime(tokio::runtime::Handle::current());
+    let key = dataplane.add_model(spec).unwrap();
+    dataplane.publish(key).unwrap();
+    let model = dataplane.model("m", "").unwrap();
+    (dataplane, key, model)
+}
+
+/// The bytes of `values` as FP32.
+pub fn floats(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
