@@ -1,0 +1,125 @@
+"""What a process may use, and when it must end: memory limits, oom score, parent death, reaping."""
+
+import ctypes
+import os
+import resource
+import select
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_OOM_SCORE: Final = 500
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_CGROUPS: Final = Path("/sys/fs/cgroup")
+
+
+def adopt_orphans() -> None:
+    """Become the parent of grandchildren whose parent ends, so that their ends are seen here."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_with_parent(parent_pid: int) -> None:
+    """Be killed when `parent_pid`, the parent by now or within moments, ends; leave if it has.
+
+    The kernel signals on every change of parent, so this waits until a process that only
+    stood between has gone.
+    """
+    with suppress(ProcessLookupError):
+        if (between := os.getppid()) != parent_pid:
+            _wait_for_end(between)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(0)
+
+
+def _wait_for_end(pid: int) -> None:
+    descriptor = os.pidfd_open(pid)
+    try:
+        waiter = select.poll()
+        waiter.register(descriptor, select.POLLIN)
+        waiter.poll(1000)
+    finally:
+        os.close(descriptor)
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def raise_oom_score() -> None:
+    """Let the kernel choose this process before the server when memory runs out."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
+
+
+def limit_data(limit_bytes: int) -> None:
+    """Make allocations fail once this process has `limit_bytes` more than now."""
+    used = next(
+        int(line.split()[1]) << 10
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmData:")
+    )
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = used + limit_bytes
+    if hard == resource.RLIM_INFINITY or limit < hard:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def private_bytes(pid: int) -> int:
+    """Return the memory in use that is neither a file's nor shared; 0 if the process has gone."""
+    try:
+        fields = Path(f"/proc/{pid}/statm").read_text().split()
+    except OSError:
+        return 0
+    return (int(fields[1]) - int(fields[2])) * _PAGE
+
+
+class ActorCgroup:
+    """A cgroup of one actor, where systemd has delegated a tree to the server; else nothing."""
+
+    def __init__(self, actor: str, pid: int, limit_bytes: int, root: Path = _CGROUPS) -> None:
+        """Put `pid` under the limit, if this process may."""
+        self._folder: Path | None = None
+        base = _delegated(root)
+        if base is None or not limit_bytes:
+            return
+        folder = base / f"lrai-{actor}"
+        with suppress(OSError):
+            (base / "cgroup.subtree_control").write_text("+memory")
+            folder.mkdir()
+            self._folder = folder
+            (folder / "memory.max").write_text(str(limit_bytes))
+            (folder / "memory.oom.group").write_text("1")
+            (folder / "cgroup.procs").write_text(str(pid))
+
+    def close(self) -> bool:
+        """Remove the cgroup of an ended actor; return whether the kernel had to kill in it."""
+        if self._folder is None:
+            return False
+        killed = 0
+        with suppress(OSError):
+            killed = _oom_kills(self._folder / "memory.events")
+            self._folder.rmdir()
+        return killed > 0
+
+
+def _delegated(root: Path) -> Path | None:
+    """Return the tree above this process's cgroup if it is ours to cut up (systemd says so)."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        if line.startswith("0::/"):
+            base = root / line.removeprefix("0::/").strip()
+            with suppress(OSError):
+                if os.getxattr(base.parent, "user.delegate") == b"1":
+                    return base.parent
+    return None
+
+
+def _oom_kills(events: Path) -> int:
+    lines = dict(line.split() for line in events.read_text().splitlines())
+    return int(lines.get("oom_kill", 0))

@@ -1,0 +1,109 @@
+"""What server, templates and actors tell each other: small, frozen, JSON on the wire."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal
+
+from lrai.backends.base import BackendSpec
+
+EXIT_LEFT: Final = 0
+EXIT_MEMORY: Final = 77
+"""The actor met its memory limit."""
+EXIT_REFUSED: Final = 78
+"""The backend refused the model; the actor has said why."""
+
+
+@dataclass(frozen=True)
+class ActorSpec:
+    """A replica to be: which model, with which engine, within which limits."""
+
+    name: str
+    version: str
+    backend: str
+    path: str
+    """The model's file, or its folder for the `python` backend."""
+    threads: int = 1
+    provider: str = "cpu"
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Parameters of the model's configuration, for the backend."""
+    memory_limit_bytes: int = 0
+    """Memory beyond the bare process; 0 = no limit."""
+    execution_timeout_s: float = 30.0
+    """A batch that runs longer is a hang; the supervisor learns a shorter time."""
+    load_timeout_s: float = 600.0
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}"
+
+    def backend_spec(self) -> BackendSpec:
+        """Return what the backend needs to know."""
+        return BackendSpec(self.path, self.threads, self.provider, dict(self.options))
+
+
+@dataclass(frozen=True)
+class ForkMessage:
+    """Asks a template for an actor; the actor's end of the link travels beside it."""
+
+    actor: str
+    """Identity of the actor on the socket of the supervisor."""
+    number: int
+    """Counts the actors of one model version, for the title of the process."""
+    spec: ActorSpec
+    endpoint: str
+    """Address of the supervisor's socket."""
+    parent_pid: int
+    """The server; the actor ends with it."""
+
+    def encode(self) -> bytes:
+        """Return the message's bytes."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, text: bytes) -> "ForkMessage":
+        """Read what `encode` wrote."""
+        plain = json.loads(text)
+        return cls(**plain | {"spec": ActorSpec(**plain["spec"])})
+
+
+@dataclass(frozen=True)
+class ForkedMessage:
+    """A template's answer: the actor's process, or why there is none."""
+
+    actor: str
+    pid: int = 0
+    error: str = ""
+
+    def encode(self) -> bytes:
+        """Return the message's bytes."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, text: bytes) -> "ForkedMessage":
+        """Read what `encode` wrote."""
+        return cls(**json.loads(text))
+
+
+Kind = Literal["loaded", "refused", "answered", "heartbeat", "sample"]
+
+
+@dataclass(frozen=True)
+class ActorMessage:
+    """What an actor tells the supervisor over ZeroMQ.
+
+    `loaded` carries the signature, `refused` a sentence and a hint, `answered` comes once after the
+    first good answer, `heartbeat` every second, `sample` at most every second with a summary of
+    the last batch's outputs.
+    """
+
+    kind: Kind
+    body: Mapping[str, Any] = field(default_factory=dict)
+
+    def encode(self) -> bytes:
+        """Return the message's bytes."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, text: bytes) -> "ActorMessage":
+        """Read what `encode` wrote."""
+        return cls(**json.loads(text))

@@ -1,0 +1,96 @@
+"""The warm process that actors are forked from: it has imported one engine and opened nothing.
+
+    python -P -m lrai.actors.template BACKEND fork|become
+
+Requests come as JSON with a descriptor over the socket on descriptor 3. `fork` answers each with a
+new actor; `become` is for engines that do not survive a fork: the process becomes the first one.
+"""
+
+import gc
+import importlib
+import os
+import signal
+import socket
+import sys
+import warnings
+from typing import Final
+
+from setproctitle import setproctitle
+
+from lrai.actors.limits import end_with_parent
+from lrai.actors.messages import ForkedMessage, ForkMessage
+from lrai.backends import ENGINES
+
+CONTROL_FD: Final = 3
+_MAX_MESSAGE: Final = 1 << 18
+
+
+def main() -> None:
+    """Import the engine, then answer requests until the server closes the socket."""
+    backend, mode = sys.argv[1:]
+    end_with_parent(os.getppid())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    setproctitle(f"lrai: template {backend}")
+    control = socket.socket(fileno=CONTROL_FD)
+    error = _import_engine(backend)
+    gc.collect()
+    gc.freeze()
+    while True:
+        text, descriptors, _, _ = socket.recv_fds(control, _MAX_MESSAGE, 1)
+        if not text:
+            return
+        message = ForkMessage.decode(text)
+        if error:
+            control.send(ForkedMessage(message.actor, error=error).encode())
+        elif mode == "become":
+            control.send(ForkedMessage(message.actor, pid=os.getpid()).encode())
+            _become(control, message, descriptors[0])
+        else:
+            _fork_twice(control, message, descriptors[0])
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _import_engine(backend: str) -> str:
+    """Import what actors of the backend need; return why it cannot be imported."""
+    try:
+        importlib.import_module("lrai.actors.worker")
+        for module in ENGINES.get(backend, ()):
+            importlib.import_module(module)
+    except ImportError as error:
+        return str(error)
+    return ""
+
+
+def _fork_twice(control: socket.socket, message: ForkMessage, link_fd: int) -> None:
+    """Fork an actor whose parent is the server: it must see how the actor ends, and outlive us."""
+    middle = _fork()
+    if middle:
+        os.waitpid(middle, 0)
+        return
+    try:
+        actor = _fork()
+        if not actor:
+            _become(control, message, link_fd)
+        control.send(ForkedMessage(message.actor, pid=actor).encode())
+    finally:
+        os._exit(0)
+
+
+def _fork() -> int:
+    with warnings.catch_warnings():
+        # Importing onnxruntime starts a thread that only waits; no lock of it is ever held.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+def _become(control: socket.socket, message: ForkMessage, link_fd: int) -> None:
+    from lrai.actors.worker import run_actor
+
+    control.close()
+    run_actor(message, link_fd)
+
+
+if __name__ == "__main__":
+    main()

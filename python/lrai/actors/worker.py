@@ -1,0 +1,161 @@
+"""What an actor does with its life: load one model, then run batches until its link closes."""
+
+import faulthandler
+import os
+import random
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final, NoReturn
+
+import numpy as np
+import zmq
+from setproctitle import setproctitle
+
+from lrai.actors.limits import end_with_parent, limit_data, private_bytes, raise_oom_score
+from lrai.actors.mailbox import Mailbox, open_mailbox
+from lrai.actors.messages import (
+    EXIT_LEFT,
+    EXIT_MEMORY,
+    EXIT_REFUSED,
+    ActorMessage,
+    ActorSpec,
+    ForkMessage,
+    Kind,
+)
+from lrai.actors.sample import summarise
+from lrai.backends import open_backend
+from lrai.backends.base import Backend, BatchFaultError, Slabs
+from lrai.errors import LraiError
+
+_HEARTBEAT_S: Final = 1.0
+_SAMPLE_NS: Final = 1_000_000_000
+_EXIT_FAULT: Final = 1
+
+
+def run_actor(message: ForkMessage, link_fd: int) -> NoReturn:
+    """Be the actor of `message`; ends the process, never returns into the template's code."""
+    code = _EXIT_FAULT
+    try:
+        code = _live(message, link_fd)
+    except MemoryError:
+        code = EXIT_MEMORY
+    except BaseException:  # noqa: BLE001 - nothing above this can report it
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _live(message: ForkMessage, link_fd: int) -> int:
+    _settle_in(message)
+    reporter = _Reporter(message)
+    baseline_bytes = private_bytes(os.getpid())
+    backend = _load(message.spec, reporter)
+    if backend is None:
+        reporter.close()
+        return EXIT_REFUSED
+    body = {"signature": backend.signature.as_dict(), "baseline_bytes": baseline_bytes}
+    reporter.send("loaded", body)
+    threading.Thread(target=reporter.beat, daemon=True, name="heartbeat").start()
+    mailbox = open_mailbox(link_fd)
+    if mailbox is None:
+        return EXIT_LEFT
+    slabs = Slabs(mailbox.input, mailbox.output, mailbox.output_slot_bytes)
+    backend.bind(slabs)
+    mailbox.ready()
+    _serve(mailbox, backend, slabs, reporter)
+    return EXIT_LEFT
+
+
+def _settle_in(message: ForkMessage) -> None:
+    """Make the fresh fork a process of its own: title, seeds, signals, limits."""
+    spec = message.spec
+    end_with_parent(message.parent_pid)
+    setproctitle(f"lrai: {spec} #{message.number}")
+    # Signals to the whole group are the server's business: it closes the link when it is time.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    random.seed()
+    np.random.seed(int.from_bytes(os.urandom(4)))
+    raise_oom_score()
+    faulthandler.enable()
+    # Devices reserve address space far beyond what they use.
+    if spec.memory_limit_bytes and spec.provider == "cpu":
+        limit_data(spec.memory_limit_bytes)
+
+
+def _load(spec: ActorSpec, reporter: "_Reporter") -> Backend | None:
+    """Load the model, or report why it cannot be."""
+    started = time.monotonic()
+    try:
+        backend = open_backend(spec.backend, spec.backend_spec())
+    except LraiError as error:
+        reporter.send("refused", {"message": error.message, "hint": error.hint})
+        return None
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a user's load() may raise anything
+        text = str(error).splitlines()[0] if str(error) else ""
+        reporter.send("refused", {"message": f"{type(error).__name__}: {text}", "hint": ""})
+        return None
+    load_ms = round((time.monotonic() - started) * 1000, 1)
+    backend.signature = replace(backend.signature, load_ms=load_ms)
+    return backend
+
+
+def _serve(mailbox: Mailbox, backend: Backend, slabs: Slabs, reporter: "_Reporter") -> None:
+    sample_due_ns = 0
+    while (batch := mailbox.receive()) is not None:
+        started_ns = time.perf_counter_ns()
+        try:
+            places = backend.run(batch)
+        except BatchFaultError as fault:
+            mailbox.failed(batch.id, fault.code, str(fault))
+            continue
+        ended_ns = time.perf_counter_ns()
+        # The slot is the gateway's again after `done`, so the sample is taken before.
+        summary = None
+        if ended_ns >= sample_due_ns:
+            summary = summarise(backend.signature, slabs.slot(batch.output_slot), places)
+        mailbox.done(batch.id, ended_ns - started_ns, places)
+        if summary is not None:
+            if not sample_due_ns:
+                reporter.send("answered")
+            reporter.send("sample", summary)
+            sample_due_ns = ended_ns + _SAMPLE_NS
+
+
+class _Reporter:
+    """The actor's socket to the supervisor; its context is opened after the fork."""
+
+    def __init__(self, message: ForkMessage) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IDENTITY, message.actor.encode())
+        self._socket.setsockopt(zmq.LINGER, 1000)
+        self._socket.connect(message.endpoint)
+        # Used by the heartbeat's thread too: ZeroMQ wants a barrier between threads.
+        self._lock = threading.Lock()
+
+    def send(self, kind: Kind, body: Mapping[str, Any] | None = None) -> None:
+        """Send without waiting; a supervisor that does not read loses news, not the actor."""
+        with self._lock:
+            try:
+                self._socket.send(ActorMessage(kind, body or {}).encode(), zmq.NOBLOCK)
+            except zmq.Again:
+                return
+
+    def beat(self) -> None:
+        """Send heartbeats for ever."""
+        while True:
+            time.sleep(_HEARTBEAT_S)
+            self.send("heartbeat")
+
+    def close(self) -> None:
+        """Wait a moment until what was sent has left."""
+        with self._lock:
+            self._socket.close()
+            self._context.term()

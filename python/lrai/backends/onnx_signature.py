@@ -1,0 +1,235 @@
+"""What an ONNX graph's inputs and outputs mean in the protocol, and whether requests can share a
+batch: read from the declared shapes, and confirmed by running zeros through the model.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from lrai.backends.onnx_file import OnnxFacts
+from lrai.backends.tensors import NUMPY_TYPES, Array
+from lrai.core.model import Signature, TensorInfo
+from lrai.errors import ModelLoadError
+
+Dim = int | str | None
+"""A dimension as the file has it: a size, a symbol, or nothing."""
+
+Run = Callable[[Mapping[str, Array]], Sequence[Any]]
+"""Runs the model once; outputs are arrays, or lists for sequences."""
+
+# Datatype and number in onnx.proto of every element type that the protocol can carry.
+_ELEMENTS: Final[Mapping[str, tuple[str, int]]] = {
+    "float": ("FP32", 1),
+    "uint8": ("UINT8", 2),
+    "int8": ("INT8", 3),
+    "uint16": ("UINT16", 4),
+    "int16": ("INT16", 5),
+    "int32": ("INT32", 6),
+    "int64": ("INT64", 7),
+    "string": ("BYTES", 8),
+    "bool": ("BOOL", 9),
+    "float16": ("FP16", 10),
+    "double": ("FP64", 11),
+    "uint32": ("UINT32", 12),
+    "uint64": ("UINT64", 13),
+    "bfloat16": ("BF16", 16),
+}
+_ZIP_MAPS: Final = ("seq(map(int64,tensor(float)))", "seq(map(string,tensor(float)))")
+_OLDEST_QUIET_OPSET: Final = 17
+# More defaulted inputs than this are weights of an old exporter, not settings for a client.
+_MAX_OPTIONAL_INPUTS: Final = 8
+# Lengths to try for free dimensions: common strides divide 64, and sequences may be short.
+_PROBE_LENGTHS: Final = (64, 1)
+
+
+class NodeArg(Protocol):
+    """An input or output as onnxruntime describes it."""
+
+    @property
+    def name(self) -> str:
+        """The tensor's name."""
+        ...
+
+    @property
+    def type(self) -> str:
+        """For example `tensor(float)`."""
+        ...
+
+    @property
+    def shape(self) -> Sequence[Dim]:
+        """Dimensions; empty for a scalar and for an unknown shape alike."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output: what clients see, and what the engine needs."""
+
+    info: TensorInfo
+    dims: tuple[Dim, ...]
+    element: int
+    """Number of the element type in onnx.proto; 0 = a ZipMap's sequence of maps."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its memory can be bound: neither strings nor maps."""
+        return self.element != 0 and self.info.datatype != "BYTES"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A model's inputs and outputs in its own order."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    notes: tuple[str, ...] = ()
+
+    def signature(self, is_batchable: bool) -> Signature:
+        """Return what clients see."""
+        return Signature(
+            platform="onnxruntime_onnx",
+            inputs=tuple(tensor.info for tensor in self.inputs),
+            outputs=tuple(tensor.info for tensor in self.outputs),
+            batchable=is_batchable,
+            notes=self.notes,
+        )
+
+
+def read_graph(
+    inputs: Sequence[NodeArg],
+    defaulted: Sequence[NodeArg],
+    outputs: Sequence[NodeArg],
+    facts: OnnxFacts,
+) -> Graph:
+    """Translate; raises `ModelLoadError` for a type that the protocol cannot carry."""
+    notes = []
+    if 0 < facts.opset < _OLDEST_QUIET_OPSET:
+        notes.append(f"opset {facts.opset} is old; the model is served as it is")
+    if len(defaulted) > _MAX_OPTIONAL_INPUTS:
+        notes.append(f"{len(defaulted)} inputs with defaults are taken for weights and not offered")
+        defaulted = ()
+    optional = [_tensor(node, facts) for node in defaulted]
+    required = [_tensor(node, facts) for node in inputs]
+    return Graph(
+        inputs=(*required, *(replace(t, info=replace(t.info, optional=True)) for t in optional)),
+        outputs=tuple(_tensor(node, facts) for node in outputs),
+        notes=tuple(notes),
+    )
+
+
+def _tensor(node: NodeArg, facts: OnnxFacts) -> Tensor:
+    labels = facts.labels.get(node.name, ())
+    if node.type in _ZIP_MAPS:
+        if not labels:
+            raise ModelLoadError(
+                f"output '{node.name}' is a sequence of maps and its class labels were not found",
+                hint="export the model without ZipMap",
+            )
+        info = TensorInfo(node.name, "FP32", (-1, len(labels)), labels)
+        return Tensor(info, dims=(None, len(labels)), element=0)
+    datatype, element = _ELEMENTS.get(node.type.removeprefix("tensor(").removesuffix(")"), ("", 0))
+    if not datatype:
+        raise ModelLoadError(
+            f"'{node.name}' has type {node.type}, which the protocol cannot carry",
+            hint="export the model with plain tensors as inputs and outputs",
+        )
+    dims = tuple(node.shape)
+    shape = tuple(dim if isinstance(dim, int) and dim >= 0 else -1 for dim in dims)
+    has_labels = datatype in ("FP32", "FP64") and shape[1:] == (len(labels),)
+    return Tensor(
+        TensorInfo(node.name, datatype, shape, labels if has_labels else ()), dims, element
+    )
+
+
+def probe(graph: Graph, run: Run) -> tuple[Graph, bool]:
+    """Find whether requests can share a batch; running the model also warms it up.
+
+    Returns the graph with the notes and the output ranks that were found.
+    """
+    free = {dim for tensor in graph.inputs for dim in tensor.dims[1:] if not isinstance(dim, int)}
+    if not _may_be_batchable(graph):
+        sizes = {dim for tensor in graph.inputs for dim in tensor.dims if not isinstance(dim, int)}
+        return (graph if sizes else _with_ranks(graph, _try(graph, run, 1, 1)[0])), False
+    has_one_symbol = _has_one_symbol(graph)
+    if free and has_one_symbol:
+        return graph, True
+    for length in _PROBE_LENGTHS if free else (1,):
+        one, _ = _try(graph, run, 1, length)
+        if one is None:
+            continue
+        two, why = _try(graph, run, 2, length)
+        graph = _with_ranks(graph, one)
+        if two is None:
+            return _noted(graph, f"runs one row but not two, so requests run alone: {why}"), False
+        if any(shape[:1] != (rows,) for rows, shapes in ((1, one), (2, two)) for shape in shapes):
+            return _noted(graph, "an output does not follow the rows, so requests run alone"), False
+        return graph, True
+    return graph, has_one_symbol and all(tensor.dims for tensor in graph.outputs)
+
+
+def _may_be_batchable(graph: Graph) -> bool:
+    """Whether the declared shapes allow a batch; an output without dimensions is just unknown."""
+    inputs_free = all(t.dims and not isinstance(t.dims[0], int) for t in graph.inputs)
+    outputs_free = all(not (t.dims and isinstance(t.dims[0], int)) for t in graph.outputs)
+    symbols = {t.dims[0] for t in graph.inputs if t.dims and isinstance(t.dims[0], str)}
+    has_optional = any(t.info.optional for t in graph.inputs)
+    return (
+        bool(graph.inputs)
+        and inputs_free
+        and outputs_free
+        and len(symbols) <= 1
+        and not has_optional
+    )
+
+
+def _has_one_symbol(graph: Graph) -> bool:
+    """Whether no first dimension has a name of its own, so that the declaration can be believed."""
+    tensors = [*graph.inputs, *graph.outputs]
+    symbols = {t.dims[0] for t in tensors if t.dims and t.dims[0] is not None}
+    return len(symbols) <= 1 and all(tensor.dims for tensor in tensors)
+
+
+def _try(
+    graph: Graph, run: Run, rows: int, length: int
+) -> tuple[list[tuple[int, ...]] | None, str]:
+    """Run zeros; return the outputs' shapes, or None and the reason."""
+    required = [tensor for tensor in graph.inputs if not tensor.info.optional]
+    if any(tensor.info.datatype == "BF16" for tensor in required):
+        return None, "numpy has no BF16"
+    try:
+        outputs = run({t.info.name: _zeros(t, rows, length) for t in required})
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - zeros may be no valid input: that is no fault
+        return None, str(error).splitlines()[0] if str(error) else type(error).__name__
+    return [(len(out),) if isinstance(out, list) else np.shape(out) for out in outputs], ""
+
+
+def _zeros(tensor: Tensor, rows: int, length: int) -> Array:
+    sizes = [rows, *(length for _ in tensor.dims[1:])]
+    shape = [
+        dim if isinstance(dim, int) else size
+        for dim, size in zip(tensor.dims, sizes[: len(tensor.dims)], strict=True)
+    ]
+    if tensor.info.datatype == "BYTES":
+        return np.full(shape, "", np.object_)
+    return np.zeros(shape, NUMPY_TYPES[tensor.info.datatype])
+
+
+def _with_ranks(graph: Graph, shapes: Sequence[tuple[int, ...]] | None) -> Graph:
+    """Give outputs whose shape the file does not tell the rank that was seen."""
+    if shapes is None:
+        return graph
+    outputs = tuple(
+        tensor
+        if tensor.dims or not shape
+        else replace(tensor, info=replace(tensor.info, shape=(-1,) * len(shape)))
+        for tensor, shape in zip(graph.outputs, shapes, strict=True)
+    )
+    return replace(graph, outputs=outputs)
+
+
+def _noted(graph: Graph, note: str) -> Graph:
+    return replace(graph, notes=(*graph.notes, note))

@@ -1,0 +1,258 @@
+"""Runs a model with onnxruntime, on buffers bound to the slabs: no copy of a numeric tensor."""
+
+import ctypes
+import re
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime  # noqa: TID253 - only the processes of this engine import this file
+
+from lrai.backends.base import Backend, BackendSpec, Batch, BatchFaultError, Place, Slabs
+from lrai.backends.onnx_file import read_facts
+from lrai.backends.onnx_signature import Dim, Tensor, probe, read_graph
+from lrai.backends.tensors import Array, SlotWriter, byte_len, view
+from lrai.errors import ModelLoadError
+
+# A miss costs 5 microseconds, so the bound is about memory, not about hits.
+_MAX_BINDINGS: Final = 512
+# Stands for the first dimension of everything where requests share a batch.
+_ROWS: Final = ""
+_PROVIDERS: Final[Mapping[str, tuple[str, str]]] = {
+    "cpu": ("CPUExecutionProvider", "onnxruntime"),
+    "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
+    "migraphx": ("MIGraphXExecutionProvider", "onnxruntime-migraphx"),
+    "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
+    "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu"),
+}
+_INVALID: Final = "INVALID_ARGUMENT"
+_OUT_OF_MEMORY: Final = re.compile(r"bad_alloc|Failed to allocate memory|[Oo]ut of memory")
+# Said when an output bound in place turns out to have another shape than its symbols promised.
+_WRONG_SHAPE: Final = re.compile(r"OrtValue provided for output|re-use buffer")
+_STATUS: Final = re.compile(r"^.*?\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class _Binding:
+    """Buffers bound for one slot and one set of input places."""
+
+    io: Any
+    places: list[Place | None]
+    """Where the outputs go; None = onnxruntime allocates, and the output is copied."""
+    whole: list[Place] | None
+    """The same, if every output is written in place."""
+    writer: SlotWriter
+
+
+class OrtBackend(Backend):
+    """An onnxruntime session on one .onnx file."""
+
+    def __init__(self, spec: BackendSpec) -> None:
+        """Open the session, read the signature, and run zeros where the shapes are known."""
+        self._session = _open_session(spec)
+        graph = read_graph(
+            self._session.get_inputs(),
+            self._session.get_overridable_initializers(),
+            self._session.get_outputs(),
+            read_facts(spec.path),
+        )
+        quiet = onnxruntime.RunOptions()
+        quiet.log_severity_level = 4
+        self._graph, self._is_batchable = probe(
+            graph, lambda feeds: self._session.run(None, dict(feeds), quiet)
+        )
+        self.signature = self._graph.signature(self._is_batchable)
+        self._is_plain = all(t.is_plain for t in (*graph.inputs, *graph.outputs))
+        self._is_in_place = True
+        self._bindings: OrderedDict[object, _Binding] = OrderedDict()
+
+    def bind(self, slabs: Slabs) -> None:
+        """Keep the slabs and their addresses."""
+        self._slabs = slabs
+        self._bindings.clear()
+        self._input_address = np.frombuffer(slabs.inputs, np.uint8).ctypes.data
+        self._output_address = np.frombuffer(slabs.outputs, np.uint8).ctypes.data
+
+    def run(self, batch: Batch) -> list[Place]:
+        """Run on bound buffers, or on arrays where strings or maps are among the tensors."""
+        try:
+            return self._run_bound(batch) if self._is_plain else self._run_arrays(batch)
+        except BatchFaultError:
+            raise
+        except Exception as error:
+            raise _fault(error) from error
+
+    def _run_bound(self, batch: Batch) -> list[Place]:
+        key = (batch.output_slot, batch.inputs)
+        binding = self._bindings.get(key)
+        if binding is None:
+            binding = self._bind_batch(batch)
+            if binding.whole is not None:
+                self._keep(key, binding)
+        try:
+            self._session.run_with_iobinding(binding.io)
+        except Exception as error:
+            if not self._is_in_place or not _WRONG_SHAPE.search(str(error)):
+                raise
+            self._is_in_place = False
+            self._bindings.clear()
+            binding = self._bind_batch(batch)
+            self._session.run_with_iobinding(binding.io)
+        if binding.whole is not None:
+            return binding.whole
+        return self._collect(binding, batch.output_slot)
+
+    def _keep(self, key: object, binding: _Binding) -> None:
+        self._bindings[key] = binding
+        if len(self._bindings) > _MAX_BINDINGS:
+            self._bindings.popitem(last=False)
+
+    def _bind_batch(self, batch: Batch) -> _Binding:
+        io = self._session.io_binding()
+        sizes: dict[Dim, int] = {}
+        for tensor, place in zip(self._graph.inputs, batch.inputs, strict=True):
+            if place is not None:
+                offset, _, dims = place
+                address = self._input_address + offset
+                io.bind_input(tensor.info.name, "cpu", 0, tensor.element, dims, address)
+                sizes |= zip(tensor.dims, dims, strict=True)
+                if self._is_batchable:
+                    sizes[_ROWS] = dims[0]
+        writer = SlotWriter(self._slabs, batch.output_slot)
+        slot_address = self._output_address + batch.output_slot * self._slabs.output_slot_bytes
+        places: list[Place | None] = []
+        for tensor in self._graph.outputs:
+            shape = self._known_shape(tensor, sizes)
+            if shape is None:
+                places.append(None)
+                io.bind_output(tensor.info.name, "cpu")
+                continue
+            num_bytes = byte_len(tensor.info.datatype, shape)
+            offset = writer.reserve(num_bytes)
+            places.append((offset, num_bytes, shape))
+            io.bind_output(tensor.info.name, "cpu", 0, tensor.element, shape, slot_address + offset)
+        whole = [place for place in places if place is not None]
+        return _Binding(io, places, whole if len(whole) == len(places) else None, writer)
+
+    def _known_shape(self, tensor: Tensor, sizes: Mapping[Dim, int]) -> tuple[int, ...] | None:
+        """Return an output's shape if the inputs' shapes tell it."""
+        if not self._is_in_place or not tensor.dims:
+            return None
+        first = sizes.get(_ROWS, tensor.dims[0])
+        dims = [
+            dim if isinstance(dim, int) else sizes.get(dim) if dim else None
+            for dim in (first, *tensor.dims[1:])
+        ]
+        shape = tuple(dim for dim in dims if dim is not None)
+        return shape if len(shape) == len(dims) else None
+
+    def _collect(self, binding: _Binding, slot: int) -> list[Place]:
+        """Copy the outputs that onnxruntime allocated."""
+        slot_address = self._output_address + slot * self._slabs.output_slot_bytes
+        places: list[Place] = []
+        values = binding.io.get_outputs()
+        for tensor, place, value in zip(self._graph.outputs, binding.places, values, strict=True):
+            if place is None:
+                dims = tuple(value.shape())
+                num_bytes = byte_len(tensor.info.datatype, dims)
+                offset = binding.writer.reserve(num_bytes)
+                ctypes.memmove(slot_address + offset, value.data_ptr(), num_bytes)
+                places.append((offset, num_bytes, dims))
+            else:
+                places.append(place)
+        return places
+
+    def _run_arrays(self, batch: Batch) -> list[Place]:
+        feeds = {
+            tensor.info.name: _as_feed(view(self._slabs.inputs, place, tensor.info.datatype))
+            for tensor, place in zip(self._graph.inputs, batch.inputs, strict=True)
+            if place is not None
+        }
+        outputs = self._session.run(None, feeds)
+        writer = SlotWriter(self._slabs, batch.output_slot)
+        return [
+            writer.write(_as_array(tensor, output), tensor.info.datatype)
+            for tensor, output in zip(self._graph.outputs, outputs, strict=True)
+        ]
+
+
+def _open_session(spec: BackendSpec) -> "onnxruntime.InferenceSession":
+    provider, package = _PROVIDERS.get(spec.provider, (spec.provider, ""))
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise ModelLoadError(
+            f"this onnxruntime has no provider '{spec.provider}', it has {', '.join(available)}",
+            hint=f"pip install {package}" if package else f"use one of {', '.join(_PROVIDERS)}",
+        )
+    try:
+        session = onnxruntime.InferenceSession(
+            spec.path, _session_options(spec), providers=[provider]
+        )
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ModelLoadError(
+            f"onnxruntime cannot load {Path(spec.path).name}: {_reason(error)}",
+            hint="python -m onnx.checker says what is wrong with a file",
+        ) from error
+    if session.get_providers()[0] != provider:
+        raise ModelLoadError(
+            f"provider '{spec.provider}' is installed but did not start",
+            hint="its libraries or its device are missing; the lines above tell which",
+        )
+    return session
+
+
+def _session_options(spec: BackendSpec) -> "onnxruntime.SessionOptions":
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    given = spec.options
+    options.intra_op_num_threads = int(given.get("intra_op_thread_count", "0")) or spec.threads
+    options.inter_op_num_threads = int(given.get("inter_op_thread_count", "0")) or 1
+    options.execution_mode = onnxruntime.ExecutionMode(int(given.get("execution_mode", "0")))
+    options.enable_cpu_mem_arena = given.get("enable_mem_arena", "1") != "0"
+    options.enable_mem_pattern = given.get("enable_mem_pattern", "1") != "0"
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    for key, value in given.items():
+        if key.startswith("session."):
+            options.add_session_config_entry(key, value)
+    return options
+
+
+def _as_feed(array: Array) -> Array:
+    """Decode strings: onnxruntime takes text, clients send bytes."""
+    if array.dtype != np.object_:
+        return array
+    try:
+        text = [element.decode() for element in array.flat]
+    except UnicodeDecodeError as error:
+        raise BatchFaultError(f"a string is not UTF-8: {error}", code=1) from error
+    return np.array(text, np.object_).reshape(array.shape)
+
+
+def _as_array(tensor: Tensor, output: object) -> Array:
+    """Turn a ZipMap's list of maps into rows of probabilities, in the order of its labels."""
+    if tensor.element or not isinstance(output, list):
+        return np.asarray(output)
+    labels: Sequence[str] = tensor.info.labels
+    rows = [{str(label): value for label, value in row.items()} for row in output]
+    table = [[row[label] for label in labels] for row in rows]
+    return np.array(table, np.float32).reshape(len(rows), len(labels))
+
+
+def _fault(error: Exception) -> Exception:
+    """Say whose fault a failed run is; running out of memory must end the actor."""
+    text = str(error)
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(text):
+        return MemoryError(_reason(error))
+    return BatchFaultError(_reason(error), code=1 if _INVALID in text else 0)
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of onnxruntime's text without its status prefix."""
+    lines = _STATUS.sub("", str(error)).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

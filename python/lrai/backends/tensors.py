@@ -1,0 +1,102 @@
+"""Tensors in slabs as numpy arrays: views of inputs, and one copy of each output."""
+
+import struct
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lrai.backends.base import BatchFaultError, Place, Slabs
+from lrai.core.model import DATATYPE_BYTES
+
+Array = npt.NDArray[Any]
+
+NUMPY_TYPES: Final[Mapping[str, npt.DTypeLike]] = {
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP16": np.float16,
+    "BF16": np.uint16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+    "BYTES": np.object_,
+}
+"""The numpy type of each datatype; BF16 has none, its 16 bits show as an unsigned number."""
+
+_ALIGNMENT: Final = 64
+
+
+def view(slab: memoryview, place: Place, datatype: str) -> Array:
+    """Return a read-only array over one input; BYTES are copied, as an array of `bytes`."""
+    offset, byte_len, dims = place
+    memory = slab[offset : offset + byte_len].toreadonly()
+    if datatype == "BYTES":
+        return _read_strings(memory, dims)
+    return np.frombuffer(memory, NUMPY_TYPES[datatype]).reshape(dims)
+
+
+def _read_strings(memory: memoryview, dims: tuple[int, ...]) -> Array:
+    """Read strings, each with its length before it; the gateway has checked the lengths."""
+    elements = np.empty(int(np.prod(dims)), np.object_)
+    start = 0
+    for index in range(elements.size):
+        (length,) = struct.unpack_from("<I", memory, start)
+        start += 4
+        elements[index] = bytes(memory[start : start + length])
+        start += length
+    return elements.reshape(dims)
+
+
+def byte_len(datatype: str, dims: tuple[int, ...]) -> int:
+    """Return the bytes of a tensor of fixed-size elements."""
+    length = DATATYPE_BYTES[datatype]
+    for dim in dims:
+        length *= dim
+    return length
+
+
+class SlotWriter:
+    """Gives the outputs of one batch their places in its slot, one after the other."""
+
+    def __init__(self, slabs: Slabs, index: int) -> None:
+        """Start at the beginning of slot `index`."""
+        self._memory = slabs.slot(index)
+        self._end = 0
+
+    def reserve(self, num_bytes: int) -> int:
+        """Return the offset of the next bytes; raises `BatchFaultError` if they do not fit."""
+        offset = self._end
+        if offset + num_bytes > len(self._memory):
+            raise BatchFaultError(
+                f"the outputs of this batch need {offset + num_bytes} bytes, "
+                f"their slot has {len(self._memory)}. hint: raise max_output_bytes"
+            )
+        self._end = offset + -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+        return offset
+
+    def write(self, array: Array, datatype: str) -> Place:
+        """Copy an output into the slot; strings may be `str` or `bytes`."""
+        if datatype == "BYTES":
+            text = b"".join(_length_and_bytes(element) for element in array.flat)
+            offset = self.reserve(len(text))
+            self._memory[offset : offset + len(text)] = text
+            return offset, len(text), array.shape
+        offset = self.reserve(array.nbytes)
+        target = (
+            np.frombuffer(self._memory, array.dtype, array.size, offset) if array.size else None
+        )
+        if target is not None:
+            target.reshape(array.shape)[...] = array
+        return offset, array.nbytes, array.shape
+
+
+def _length_and_bytes(element: object) -> bytes:
+    text = element if isinstance(element, bytes) else str(element).encode()
+    return struct.pack("<I", len(text)) + text

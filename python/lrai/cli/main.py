@@ -1,0 +1,85 @@
+"""The command `lrai`: its subcommands, its help, and how an error looks."""
+
+import sys
+from importlib import import_module
+from typing import Annotated, Final
+
+import typer
+
+from lrai.errors import ConfigError, LraiError
+
+_COMMANDS: Final = ("serve", "models", "infer", "bench", "doctor")
+
+_HELP = """Serve ONNX models: safely, fast, with a standard protocol.
+
+Serve a model, ask it, look at it:
+
+    lrai serve model.onnx
+
+    lrai infer model --input '[[1, 2, 3, 4]]'
+
+    lrai models list
+
+Ask what this machine can do, and how fast a server is:
+
+    lrai doctor
+
+    lrai bench http://127.0.0.1:8000 --model model
+"""
+
+
+def build_app(command: str = "") -> typer.Typer:
+    """Return the application; with the name of a command, only that one, because imports take time.
+
+    Colours only where a person looks.
+    """
+    app = typer.Typer(
+        help=_HELP,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich" if sys.stdout.isatty() else None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for name in [command] if command in _COMMANDS else _COMMANDS:
+        import_module(f"lrai.cli.{name}").register(app)
+    return app
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    An error is a sentence on standard error; the code is 2 for a bad setting, else 1.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        build_app(*given[:1])(_plain(given), prog_name="lrai")
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except LraiError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 1
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    return 0
+
+
+def _plain(arguments: list[str]) -> list[str]:
+    if arguments[:1] != ["serve"]:
+        return arguments
+    from lrai.cli.serve import plain_arguments
+
+    return plain_arguments(arguments)
+
+
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    if version:
+        from lrai import __version__
+
+        print(f"lrai {__version__}")
+        raise typer.Exit

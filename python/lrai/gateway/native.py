@@ -1,0 +1,117 @@
+"""The door to the native gateway: values on this side, JSON text on the other."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from lrai import _native
+from lrai.core.ports import Fault, Window
+from lrai.errors import DataPlaneError, RepositoryError
+
+VERSION: Final = _native.__version__
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """One line of the repository index; an empty string is left out of the answer."""
+
+    name: str
+    version: str = ""
+    state: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in the data plane; fields that its kind does not use are empty."""
+
+    event: str
+    """replica_ready, replica_lost, command, removed, poison or log."""
+    key: int = 0
+    replica: int = 0
+    detail: str = ""
+    """Of a lost replica: what it did against the rules, if anything."""
+    ticket: int = 0
+    """Of a command: what `Gateway.answer` wants; a client waits for it."""
+    kind: str = ""
+    """Of a command: load or unload."""
+    model: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""
+    reason: str = ""
+    level: str = "info"
+    message: str = ""
+
+
+class Gateway:
+    """The native gateway with typed values; every method but `stop` returns at once."""
+
+    def __init__(self, native: _native.Gateway) -> None:
+        """Wrap a native gateway; `open_gateway` makes one."""
+        self._native = native
+        self.event_fd = native.event_fd
+        self.publish = native.publish
+        self.remove_model = native.remove_model
+        self.attach = native.attach
+        self.set_ready = native.set_ready
+        self.set_knobs = native.set_knobs
+        self.answer = native.answer
+        self.drain = native.drain
+        self.open_connections = native.open_connections
+        self.stop = native.stop
+
+    def start(self) -> dict[str, str]:
+        """Listen; return the addresses by face: http, grpc, metrics, unix."""
+        with _wrapped():
+            addresses: dict[str, str] = json.loads(self._native.start())
+        return {face: address for face, address in addresses.items() if address}
+
+    def events(self) -> list[Event]:
+        """Take everything that has happened since the last call."""
+        return [Event(**json.loads(text)) for text in self._native.events()]
+
+    def add_model(self, spec: Mapping[str, Any]) -> int:
+        """Know a model; return its key. It is not routed before `publish`."""
+        with _wrapped():
+            return self._native.add_model(json.dumps(spec))
+
+    def settle(self, replica: int, fault: Fault) -> None:
+        """Say why a lost replica died."""
+        self._native.settle(replica, fault)
+
+    def set_index(self, rows: Sequence[IndexRow]) -> None:
+        """Replace the repository index."""
+        self._native.set_index(json.dumps([asdict(row) for row in rows]))
+
+    def observe(self) -> Sequence[Window]:
+        """Return the counters of every model that has replicas."""
+        return self._native.observe()
+
+
+def open_gateway(config: Mapping[str, Any]) -> Gateway:
+    """Make a native gateway; nothing listens before `start`."""
+    with _wrapped():
+        return Gateway(_native.Gateway(json.dumps(config)))
+
+
+def parse_model_config(text: str) -> str:
+    """Turn the protobuf text of a config.pbtxt into JSON text."""
+    try:
+        return _native.parse_model_config(text)
+    except _native.NativeError as error:
+        raise RepositoryError(*_sentence(error)) from error
+
+
+@contextmanager
+def _wrapped() -> Iterator[None]:
+    try:
+        yield
+    except _native.NativeError as error:
+        raise DataPlaneError(*_sentence(error)) from error
+
+
+def _sentence(error: Exception) -> tuple[str, str]:
+    message, _, hint = str(error).partition("hint: ")
+    return message.rstrip(" ,"), hint

@@ -1,0 +1,274 @@
+"""Brings models into service and out of it: from disk to an actor to the data plane."""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from lrai.actors.messages import ActorSpec
+from lrai.actors.supervisor import Supervisor
+from lrai.config import Settings
+from lrai.errors import LraiError, ModelLoadError, ModelNotFoundError
+from lrai.gateway.faces.triton import model_config
+from lrai.gateway.native import Event, Gateway, IndexRow
+from lrai.gateway.oip import model_spec
+from lrai.log import get_log
+from lrai.machine import available_cpus, available_memory_bytes
+from lrai.registry.override import read_override, remove_folder
+from lrai.registry.repository import Fingerprint, ModelSource, Repository, VersionSource
+from lrai.registry.resolve import ServedModel, model_settings, resolve
+
+_MOST_EARLY_DEATHS: Final = 3
+_log = get_log("models")
+
+
+@dataclass
+class _Entry:
+    """One version in the index, served or not."""
+
+    state: str = ""
+    reason: str = ""
+    key: int | None = None
+    fingerprint: Fingerprint = ()
+    folder: Path | None = None
+    """Files of a load command, removed with the version."""
+
+
+@dataclass
+class _Waiting:
+    """A version that is attached and has not answered yet."""
+
+    ready: asyncio.Future[None]
+    deaths: int = 0
+
+
+class Lifecycle:
+    """Loads and unloads models by name, and keeps the index true; one task per model at a time."""
+
+    def __init__(
+        self, settings: Settings, repository: Repository, gateway: Gateway, supervisor: Supervisor
+    ) -> None:
+        """Know the rooms; nothing is loaded yet."""
+        self._repository = repository
+        self._gateway = gateway
+        self._supervisor = supervisor
+        self._slots = asyncio.Semaphore(settings.repository.parallel_loads)
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._entries: dict[tuple[str, str], _Entry] = {}
+        self._waiting: dict[int, _Waiting] = {}
+        self._folders: dict[int, Path] = {}
+        self._cpus = available_cpus()
+        self._memory_bytes = available_memory_bytes() // 2
+
+    def know(self, names: Iterable[str]) -> None:
+        """Show models in the index that have never been loaded."""
+        shown = {name for name, _ in self._entries}
+        for name in names:
+            if name not in shown:
+                self._entries[name, ""] = _Entry()
+        self._show_index()
+
+    async def load(
+        self,
+        name: str,
+        parameters: Mapping[str, Any] | None = None,
+        is_retrying: bool = True,
+    ) -> None:
+        """Load what is new or changed of a model, then unload what is gone; raises the first error.
+
+        A failure leaves in service what was there. Without `is_retrying`, files that failed before
+        are not tried again.
+        """
+        async with self._locks[name]:
+            source, folder = await self._read(name, parameters)
+            errors = []
+            for version in source.versions:
+                try:
+                    await self._load_version(source, version, folder, is_retrying)
+                except LraiError as error:
+                    errors.append(error)
+            self._entries.pop((name, ""), None)
+            kept = {version.version for version in source.versions}
+            for surplus in self._served(name) - kept if not errors else ():
+                self._remove(name, surplus)
+            self._show_index()
+            if folder is not None and folder not in self._folders.values():
+                remove_folder(folder)
+            if errors:
+                raise errors[0]
+
+    async def unload(self, name: str, is_gone: bool = False) -> None:
+        """Take all versions out of service; open requests finish. `is_gone`: forget it too."""
+        async with self._locks[name]:
+            known = [key for key in self._entries if key[0] == name]
+            if not known:
+                raise ModelNotFoundError(f"failed to unload '{name}', no such model is known")
+            for version in self._served(name):
+                self._remove(name, version)
+            for key in known if is_gone else []:
+                del self._entries[key]
+            self._show_index()
+
+    async def poll(self) -> None:
+        """Follow the disk: load what is new or changed, unload what is gone."""
+        names = await asyncio.to_thread(self._repository.names)
+        gone = {name for name, _ in self._entries} - set(names)
+        tasks = [self.unload(name, is_gone=True) for name in sorted(gone)]
+        tasks += [self.load(name, is_retrying=False) for name in names]
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(result, BaseException) and not isinstance(result, LraiError):
+                raise result
+
+    def replica_ready(self, event: Event) -> None:
+        """Take notice that a replica takes batches."""
+        self._supervisor.ready(event.replica)
+        waiting = self._waiting.get(event.key)
+        if waiting and not waiting.ready.done():
+            waiting.ready.set_result(None)
+
+    def replica_lost(self, event: Event) -> None:
+        """Take notice that a replica's link is closed; a model never ready is given up."""
+        self._supervisor.lost(event.replica, event.detail)
+        waiting = self._waiting.get(event.key)
+        if waiting is None or waiting.ready.done():
+            return
+        waiting.deaths += 1
+        if waiting.deaths >= _MOST_EARLY_DEATHS:
+            message = f"its process died {waiting.deaths} times before it was ready"
+            waiting.ready.set_exception(ModelLoadError(message, hint="see the log for the reason"))
+
+    async def removed(self, key: int) -> None:
+        """Let go of a removed version's actors and files."""
+        await self._supervisor.unload(key)
+        folder = self._folders.pop(key, None)
+        if folder not in self._folders.values():
+            remove_folder(folder)
+
+    async def _read(
+        self, name: str, parameters: Mapping[str, Any] | None
+    ) -> tuple[ModelSource, Path | None]:
+        try:
+            if parameters and "config" in parameters:
+                return await asyncio.to_thread(read_override, self._repository, name, parameters)
+            return await asyncio.to_thread(self._repository.find, name), None
+        except ModelNotFoundError:
+            raise
+        except LraiError as error:
+            if not self._served(name):
+                self._fail(name, "", (), error)
+            raise
+
+    async def _load_version(
+        self, source: ModelSource, version: VersionSource, folder: Path | None, is_retrying: bool
+    ) -> None:
+        name = source.name
+        entry = self._entries.get((name, version.version), _Entry())
+        is_same = entry.fingerprint == version.fingerprint
+        if is_same and (entry.key is not None or not is_retrying):
+            return
+        if entry.key is None:
+            self._entries[name, version.version] = _Entry(state="LOADING")
+            self._show_index()
+        started = time.monotonic()
+        try:
+            async with self._slots:
+                key, served = await self._bring_up(source, version)
+        except LraiError as error:
+            if entry.key is None:
+                self._fail(name, version.version, version.fingerprint, error)
+            raise
+        if folder is not None:
+            self._folders[key] = folder
+        self._entries[name, version.version] = _Entry("READY", "", key, version.fingerprint)
+        self._show_index()
+        self._tell(served, time.monotonic() - started)
+
+    async def _bring_up(
+        self, source: ModelSource, version: VersionSource
+    ) -> tuple[int, ServedModel]:
+        """Fork, load, attach, wait for the first replica, route; undo it all if a step fails."""
+        actor = await self._supervisor.load(self._actor_spec(source, version))
+        try:
+            served = resolve(source, version.version, actor.signature, self._cpus)
+            key = self._gateway.add_model(model_spec(served, model_config(served)))
+        except LraiError:
+            await self._supervisor.discard(actor)
+            raise
+        waiting = self._waiting[key] = _Waiting(asyncio.get_running_loop().create_future())
+        try:
+            knobs = served.knobs
+            tau_us, slack_us = round(knobs.tau_s * 1e6), round(knobs.slack_s * 1e6)
+            self._gateway.set_knobs(key, knobs.k, tau_us, slack_us, knobs.work_conserving)
+            self._supervisor.adopt(actor, key, served.model.replicas)
+            await asyncio.wait_for(waiting.ready, served.model.load_timeout_s)
+            self._gateway.publish(key)
+        except BaseException as error:
+            self._gateway.remove_model(key)
+            if isinstance(error, TimeoutError):
+                message = f"it was not ready within {served.model.load_timeout_s:g} s"
+                raise ModelLoadError(message, hint="raise load_timeout") from error
+            raise
+        finally:
+            del self._waiting[key]
+        return key, served
+
+    def _actor_spec(self, source: ModelSource, version: VersionSource) -> ActorSpec:
+        model, _ = model_settings(source, self._cpus)
+        return ActorSpec(
+            name=source.name,
+            version=version.version,
+            backend=source.backend,
+            path=str(version.path),
+            threads=model.threads,
+            provider=model.provider,
+            options=source.options,
+            memory_limit_bytes=model.memory_limit_bytes or self._memory_bytes,
+            execution_timeout_s=model.execution_timeout_s,
+            load_timeout_s=model.load_timeout_s,
+        )
+
+    def _served(self, name: str) -> set[str]:
+        return {
+            version
+            for (model, version), entry in self._entries.items()
+            if model == name and entry.key is not None
+        }
+
+    def _remove(self, name: str, version: str) -> None:
+        entry = self._entries[name, version]
+        if entry.key is not None:
+            self._gateway.remove_model(entry.key)
+        self._entries[name, version] = _Entry("UNAVAILABLE", "unloaded")
+        _log.info("model_unloaded", f"model '{name}' version {version} is unloaded")
+
+    def _fail(self, name: str, version: str, fingerprint: Fingerprint, error: LraiError) -> None:
+        """Show the reason in the index; the log says each reason once."""
+        former = self._entries.get((name, version), _Entry())
+        entry = _Entry("UNAVAILABLE", str(error), None, fingerprint)
+        self._entries[name, version] = entry
+        self._show_index()
+        if former.reason != entry.reason:
+            _log.error("model_failed", f"model '{name}' is not served: {error}", version=version)
+
+    def _show_index(self) -> None:
+        ordered = sorted(self._entries.items(), key=lambda item: (item[0][0], int(item[0][1] or 0)))
+        self._gateway.set_index(
+            [IndexRow(name, version, one.state, one.reason) for (name, version), one in ordered]
+        )
+
+    def _tell(self, served: ServedModel, seconds: float) -> None:
+        for note in served.notes:
+            _log.warning("model_note", note)
+        _log.info(
+            "model_ready",
+            f"model '{served.name}' version {served.version} is ready",
+            backend=served.backend,
+            provider=served.model.provider,
+            threads=served.model.threads,
+            replicas=served.model.replicas,
+            max_batch_size=served.max_batch_size,
+            seconds=round(seconds, 3),
+        )

@@ -1,0 +1,237 @@
+"""The serving process: wires gateway, actors and registry together, and decides nothing itself.
+
+Started by `lrai serve` as `python -m lrai.server`, with its settings as JSON in the environment, so
+that it never holds what only the command line needs.
+"""
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from lrai.actors.supervisor import Supervisor
+from lrai.config import Settings
+from lrai.errors import LraiError
+from lrai.gateway.native import VERSION, Event, Gateway, open_gateway, parse_model_config
+from lrai.gateway.oip import gateway_config
+from lrai.lifecycle import Lifecycle
+from lrai.log import LEVELS, get_log, start_log
+from lrai.registry.repository import Repository
+
+SETTINGS_VARIABLE: Final = "LRAI_SERVE_SETTINGS"
+_TICK_S: Final = 0.1
+_DRAIN_STEP_S: Final = 0.02
+_log = get_log("server")
+
+
+class Server:
+    """One serving process; `run` ends after `stop` or a signal."""
+
+    def __init__(self, settings: Settings, gateway: Gateway, supervisor: Supervisor) -> None:
+        """Wire the rooms; nothing runs yet."""
+        self._settings = settings
+        self._gateway = gateway
+        self._supervisor = supervisor
+        self._repository = Repository(settings, parse_model_config)
+        self._lifecycle = Lifecycle(settings, self._repository, gateway, supervisor)
+        self._stopping = asyncio.Event()
+        self._exit_code = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.addresses: dict[str, str] = {}
+        """Where each face listens, once it does."""
+
+    async def run(self) -> int:
+        """Serve until told to stop; return the exit code."""
+        loop = asyncio.get_running_loop()
+        self.addresses = self._gateway.start()
+        self._greet()
+        loop.add_reader(self._gateway.event_fd, self._take_events)
+        try:
+            await self._supervisor.start()
+            self._spawn(self._tick())
+            self._spawn(self._start_models())
+            await self._stopping.wait()
+            await self._drain()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._supervisor.stop()
+            loop.remove_reader(self._gateway.event_fd)
+            self._gateway.stop()
+        _log.info("stopped", "the server has stopped")
+        return self._exit_code
+
+    def stop(self, exit_code: int = 0) -> None:
+        """Begin to leave: not ready first, then open requests finish."""
+        self._exit_code = self._exit_code or exit_code
+        self._gateway.set_ready(False)
+        self._stopping.set()
+
+    def _greet(self) -> None:
+        places = ", ".join(f"{face} {address}" for face, address in self.addresses.items())
+        _log.info("listening", f"listening on {places}", **self.addresses)
+        host = self._settings.gateway.host
+        if not host.startswith(("127.", "unix:")) and host not in ("localhost", "::1", "[::1]"):
+            message = f"everybody who reaches {host} can use the models: there is no authentication"
+            _log.warning("open_host", f"{message} hint: use --host 127.0.0.1, or a proxy")
+        for note in self._settings.notes:
+            _log.warning("setting_ignored", note)
+        for folder in self._repository.strangers():
+            _log.warning("folder_ignored", f"the folder {folder!r} in the repository is no model")
+
+    async def _start_models(self) -> None:
+        wanted = self._settings.repository
+        names = await asyncio.to_thread(self._repository.names)
+        self._lifecycle.know(names)
+        if wanted.model_control_mode == "explicit" and not self._repository.is_single:
+            chosen = wanted.load_model
+            names = names if "*" in chosen else list(chosen)
+        loads = [self._lifecycle.load(name) for name in names]
+        results = await asyncio.gather(*loads, return_exceptions=True)
+        errors = [result for result in results if isinstance(result, BaseException)]
+        for error in errors:
+            if not isinstance(error, LraiError):
+                raise error
+        if errors and (wanted.exit_on_error or self._repository.is_single):
+            self.stop(exit_code=1)
+            return
+        ready = not (errors and wanted.strict_readiness)
+        self._gateway.set_ready(ready)
+        loaded = f"{len(names) - len(errors)} of {len(names)} models"
+        _log.info("settled", f"{loaded} are served; the server is{'' if ready else ' not'} ready")
+        _notify("READY=1")
+        if wanted.model_control_mode == "poll":
+            self._spawn(self._poll(wanted.poll_secs))
+
+    async def _poll(self, period_s: float) -> None:
+        while True:
+            await asyncio.sleep(period_s)
+            try:
+                await self._lifecycle.poll()
+            except LraiError as error:
+                _log.warning("poll_failed", str(error))
+
+    async def _tick(self) -> None:
+        """Let the supervisor look at the data plane's numbers, ten times a second."""
+        while True:
+            await asyncio.sleep(_TICK_S)
+            self._supervisor.check(self._gateway.observe())
+
+    def _take_events(self) -> None:
+        for event in self._gateway.events():
+            self._take(event)
+
+    def _take(self, event: Event) -> None:
+        match event.event:
+            case "replica_ready":
+                self._lifecycle.replica_ready(event)
+            case "replica_lost":
+                self._lifecycle.replica_lost(event)
+            case "command":
+                self._spawn(self._obey(event))
+            case "removed":
+                self._spawn(self._lifecycle.removed(event.key))
+            case "poison":
+                message = f"a request is refused for ten minutes: it {event.reason}"
+                _log.warning("poison", message, digest=event.digest)
+            case kind:
+                _log.write(LEVELS[event.level], kind, event.message, {})
+
+    async def _obey(self, command: Event) -> None:
+        code, message = "", ""
+        try:
+            if command.kind == "load":
+                await self._lifecycle.load(command.model, command.parameters)
+            else:
+                await self._lifecycle.unload(command.model)
+        except LraiError as error:
+            code, message = error.code, str(error)
+        except Exception as error:  # noqa: BLE001, a defect of ours leaves no client waiting
+            code, message = "internal", f"{command.kind} of '{command.model}' failed: {error!r}"
+            _log.error("command_failed", message)
+        self._gateway.answer(command.ticket, code, message)
+
+    async def _drain(self) -> None:
+        _notify("STOPPING=1")
+        limit_s = self._settings.server.drain_timeout_s
+        _log.info("draining", f"finishing open requests, at most {limit_s:g} s")
+        self._gateway.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while self._gateway.open_connections():
+                    await asyncio.sleep(_DRAIN_STEP_S)
+        if left := self._gateway.open_connections():
+            _log.warning("drain_ended", f"{left} connections were cut after {limit_s:g} s")
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finish)
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            _log.error("task_failed", f"{error!r}; the server stops")
+            self.stop(exit_code=1)
+
+
+def _notify(state: str) -> None:
+    """Tell systemd, if it started us."""
+    place = os.environ.get("NOTIFY_SOCKET", "")
+    if place:
+        address = "\0" + place[1:] if place.startswith("@") else place
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link, contextlib.suppress(OSError):
+            link.sendto(state.encode(), address)
+
+
+def _obey_signals(server: Server) -> None:
+    """The first SIGTERM or SIGINT drains, the second ends at once."""
+
+    def end_now(number: int, _frame: object) -> None:
+        os._exit(128 + number)
+
+    def drain(number: int) -> None:
+        _log.info("signal", f"received {signal.Signals(number).name}; a second one ends at once")
+        for one in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().remove_signal_handler(one)
+            signal.signal(one, end_now)
+        server.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, drain, number)
+
+
+def _raise_descriptor_limit() -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+async def serve(settings: Settings) -> int:
+    """Serve in this process until a signal comes; return the exit code."""
+    gateway = open_gateway(gateway_config(settings, VERSION))
+    server = Server(settings, gateway, Supervisor(gateway))
+    _obey_signals(server)
+    return await server.run()
+
+
+def main() -> int:
+    """Read the settings from the environment and serve."""
+    settings = Settings.from_json(os.environ.pop(SETTINGS_VARIABLE))
+    start_log(settings.log.format, settings.log.level)
+    _raise_descriptor_limit()
+    try:
+        return asyncio.run(serve(settings))
+    except LraiError as error:
+        _log.error("start_failed", str(error))
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
