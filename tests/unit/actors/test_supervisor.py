@@ -1,0 +1,274 @@
+"""Actors are real processes here; only the data plane is a fake that speaks the wire format."""
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lrai.actors.messages import ActorSpec
+from lrai.errors import ModelLoadError
+
+NULL = ActorSpec("copy", "1", "null", "")
+ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
+PAIR = np.ones((1, 2), np.float32)
+
+
+async def serve(supervisor, data_plane, spec, replicas=1):
+    loaded = await supervisor.load(spec)
+    supervisor.adopt(loaded, key=7, replicas=replicas)
+    await data_plane.ready(replicas)
+    return loaded
+
+
+def title(pid):
+    return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0 ")
+
+
+async def until(condition, seconds=10.0):
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_loaded_actor_reports_its_signature_and_answers(supervisor, data_plane):
+    loaded = await serve(supervisor, data_plane, NULL)
+    assert [str(tensor) for tensor in loaded.signature.inputs] == ["input FP32[-1, 4]"]
+    (output,) = await data_plane.run(1, [ROWS])
+    assert (output == ROWS).all()
+
+
+async def test_the_process_is_named_after_its_model_and_is_our_child(supervisor, data_plane):
+    loaded = await serve(supervisor, data_plane, NULL)
+    pid = loaded.actor.pid
+    assert title(pid) == "lrai: copy/1 #0"
+    parent = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]
+    assert int(parent) == os.getpid()
+    assert int(Path(f"/proc/{pid}/oom_score_adj").read_text()) >= 500
+
+
+async def test_all_replicas_are_started_and_numbered(supervisor, data_plane):
+    await serve(supervisor, data_plane, NULL, replicas=3)
+    for replica in (1, 2, 3):
+        await data_plane.ready(replica)
+        assert (await data_plane.run(replica, [ROWS]))[0].shape == (2, 4)
+
+
+async def test_a_killed_actor_is_replaced_without_evidence_against_its_batch(
+    supervisor, data_plane, python_model
+):
+    loaded = await serve(supervisor, data_plane, python_model("time.sleep(60)"))
+    batch = data_plane.submit(1, [PAIR])
+    os.kill(loaded.actor.pid, signal.SIGKILL)
+    with pytest.raises(ConnectionError):
+        await batch
+    assert await data_plane.settled_once() == ""
+    await data_plane.ready(2)
+
+
+@pytest.mark.parametrize(
+    ("fatal", "fault"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "signal"),
+        ("ctypes.string_at(0)", "signal"),
+        ("os._exit(3)", "signal"),
+        ("sys.exit(0)", "signal"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", ""),
+    ],
+)
+async def test_how_an_actor_ends_decides_what_is_said_of_its_batch(
+    supervisor, data_plane, python_model, fatal, fault
+):
+    await serve(supervisor, data_plane, python_model(fatal))
+    with pytest.raises(ConnectionError):
+        await data_plane.submit(1, [PAIR])
+    assert await data_plane.settled_once() == fault
+    await data_plane.ready(2)
+
+
+async def test_an_actor_that_allocates_without_end_meets_its_limit(
+    supervisor, data_plane, python_model, caplog
+):
+    hungry = "kept = []\nwhile True: kept.append(np.ones(1 << 20))"
+    await serve(supervisor, data_plane, python_model(hungry, memory_limit_bytes=64 << 20))
+    with pytest.raises(ConnectionError):
+        await data_plane.submit(1, [PAIR])
+    assert await data_plane.settled_once() == "memory"
+    assert "met its memory limit of 64 MiB; a successor starts at once" in caplog.text
+
+
+async def test_an_actor_that_loops_for_ever_is_ended_as_a_hang(
+    supervisor, data_plane, python_model, caplog
+):
+    spec = python_model("while True: pass", execution_timeout_s=1.2)
+    await serve(supervisor, data_plane, spec)
+    batch = asyncio.ensure_future(data_plane.submit(1, [PAIR]))
+    while not data_plane.settled:
+        supervisor.check(data_plane.windows())
+        await asyncio.sleep(0.05)
+    with pytest.raises(ConnectionError):
+        await batch
+    assert data_plane.settled == [(1, "hang")]
+    assert "the limit is 1.2 s" in caplog.text
+
+
+async def test_the_hang_limit_is_learnt_from_the_batches_that_were_seen(
+    supervisor, data_plane, python_model
+):
+    await serve(supervisor, data_plane, python_model("time.sleep(60)", execution_timeout_s=30.0))
+    batch = asyncio.ensure_future(data_plane.submit(1, [PAIR]))
+    started = time.monotonic()
+    while not data_plane.settled:
+        supervisor.check(data_plane.windows(bounds=(1000, 10_000), counts=(1000, 5, 0)))
+        await asyncio.sleep(0.05)
+    with pytest.raises(ConnectionError):
+        await batch
+    assert 1.0 <= time.monotonic() - started < 5.0
+
+
+async def test_a_supervisor_that_stood_still_blames_nobody(supervisor, data_plane):
+    loaded = await serve(supervisor, data_plane, NULL)
+    supervisor.check([])
+    loaded.actor.heard_s -= 60
+    supervisor._checked_s -= 60
+    supervisor._slow_checked_s -= 60
+    supervisor.check([])
+    assert (await data_plane.run(1, [ROWS]))[0].shape == (2, 4)
+    assert data_plane.settled == []
+
+
+async def test_a_silent_idle_actor_is_ended(supervisor, data_plane):
+    loaded = await serve(supervisor, data_plane, NULL)
+    os.kill(loaded.actor.pid, signal.SIGSTOP)
+    supervisor.check([])
+    loaded.actor.heard_s -= 60
+    supervisor._slow_checked_s -= 60
+    supervisor.check([])
+    assert await data_plane.settled_once() == "hang"
+    await data_plane.ready(2)
+
+
+async def test_a_refused_model_is_told_in_a_sentence(supervisor):
+    with pytest.raises(ModelLoadError, match="there is no backend 'nothing'. hint: "):
+        await supervisor.load(ActorSpec("m", "1", "nothing", ""))
+
+
+async def test_an_exception_in_load_is_told_in_a_sentence(supervisor, python_model):
+    with pytest.raises(ModelLoadError, match="KeyError: 'weights'"):
+        await supervisor.load(python_model(load="raise KeyError('weights')"))
+
+
+async def test_an_actor_that_dies_while_loading_costs_only_itself(
+    supervisor, data_plane, python_model
+):
+    await serve(supervisor, data_plane, NULL)
+    fatal = python_model(load="os.kill(os.getpid(), signal.SIGILL)")
+    with pytest.raises(ModelLoadError, match="was ended by SIGILL while loading"):
+        await supervisor.load(fatal)
+    assert (await data_plane.run(1, [ROWS]))[0].shape == (2, 4)
+
+
+async def test_a_load_that_takes_too_long_is_ended(supervisor, python_model):
+    with pytest.raises(ModelLoadError, match="within 0.5 s"):
+        await supervisor.load(python_model(load="time.sleep(60)", load_timeout_s=0.5))
+
+
+async def test_a_killed_template_is_replaced_and_its_actors_go_on(supervisor, data_plane):
+    await serve(supervisor, data_plane, NULL)
+    template = supervisor._spawner.pids["null"]
+    os.kill(template, signal.SIGKILL)
+    assert (await data_plane.run(1, [ROWS]))[0].shape == (2, 4)
+    loaded = await supervisor.load(NULL)
+    assert supervisor._spawner.pids["null"] != template
+    await supervisor.discard(loaded)
+
+
+async def test_a_template_killed_while_it_is_asked_is_asked_again(supervisor):
+    await supervisor.discard(await supervisor.load(NULL))
+    template = supervisor._spawner.pids["null"]
+    os.kill(template, signal.SIGSTOP)
+    loading = asyncio.ensure_future(supervisor.load(NULL))
+    await asyncio.sleep(0)
+    os.kill(template, signal.SIGKILL)
+    loaded = await loading
+    assert title(loaded.actor.pid).startswith("lrai: copy/1")
+    await supervisor.discard(loaded)
+
+
+async def test_an_engine_that_cannot_fork_gets_a_fresh_process(supervisor, data_plane):
+    fresh = ActorSpec("copy", "1", "null", "", provider="cuda")
+    await serve(supervisor, data_plane, fresh)
+    assert (await data_plane.run(1, [ROWS]))[0].shape == (2, 4)
+    assert supervisor._spawner.pids == {}
+
+
+async def test_unload_leaves_no_process_and_no_descriptor(supervisor, data_plane):
+    await supervisor.discard(await supervisor.load(NULL))
+    before = len(os.listdir("/proc/self/fd"))
+    loaded = await serve(supervisor, data_plane, NULL)
+    data_plane.close(7)
+    await supervisor.unload(7)
+    assert not Path(f"/proc/{loaded.actor.pid}").exists()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert data_plane.settled == []
+
+
+async def test_unload_ends_an_actor_that_does_not_leave(supervisor, data_plane, python_model):
+    loaded = await serve(supervisor, data_plane, python_model("while True: pass"))
+    batch = asyncio.ensure_future(data_plane.submit(1, [PAIR]))
+    await asyncio.sleep(0.05)
+    data_plane.close(7)
+    await supervisor.unload(7)
+    assert not Path(f"/proc/{loaded.actor.pid}").exists()
+    with pytest.raises(ConnectionError):
+        await batch
+
+
+async def test_a_changed_file_keeps_the_successor_out(
+    supervisor, data_plane, python_model, tmp_path, caplog
+):
+    spec = python_model()
+    loaded = await serve(supervisor, data_plane, spec)
+    good = (tmp_path / "model.py").read_text()
+    (tmp_path / "model.py").write_text(good.replace("[-1, 2]", "[-1, 3]"))
+    os.kill(loaded.actor.pid, signal.SIGKILL)
+    await until(lambda: "has changed to" in caplog.text)
+    (tmp_path / "model.py").write_text(good)
+    await data_plane.ready(2)
+    assert (await data_plane.run(2, [PAIR]))[0].tolist() == [[2.0, 2.0]]
+
+
+async def test_samples_of_outputs_reach_the_listener(supervisor, data_plane):
+    samples = []
+    supervisor._on_sample = lambda key, body: samples.append((key, body))
+    await serve(supervisor, data_plane, NULL)
+    await data_plane.run(1, [ROWS])
+    await until(lambda: samples)
+    key, body = samples[0]
+    assert key == 7
+    assert body["outputs"][0] == {
+        "name": "input_copy", "rows": 2, "nan": 0, "mean": 3.5, "min": 0.0, "max": 7.0,
+    }  # fmt: skip
+
+
+async def test_actors_ignore_the_signals_of_their_group(supervisor, data_plane):
+    loaded = await serve(supervisor, data_plane, NULL)
+    os.kill(loaded.actor.pid, signal.SIGTERM)
+    os.kill(loaded.actor.pid, signal.SIGINT)
+    assert (await data_plane.run(1, [ROWS]))[0].shape == (2, 4)
+
+
+async def test_restarts_come_at_once_until_three_have_died_without_an_answer(
+    supervisor, data_plane, python_model, caplog
+):
+    await serve(supervisor, data_plane, python_model("os._exit(1)"))
+    for replica in (1, 2, 3):
+        await data_plane.ready(replica)
+        with pytest.raises(ConnectionError):
+            await data_plane.submit(replica, [PAIR])
+    await data_plane.ready(4)
+    assert caplog.text.count("a successor starts at once") == 2
+    assert caplog.text.count("a successor starts in 0.1 s") == 1

@@ -1,0 +1,20 @@
+import json
+
+from lrai.core.model import Signature, TensorInfo
+
+SIGNATURE = Signature(
+    platform="onnxruntime_onnx",
+    inputs=(TensorInfo("x", "FP32", (-1, 4)), TensorInfo("scale", "FP32", (1,), optional=True)),
+    outputs=(TensorInfo("y", "INT64", (-1,), labels=("no", "yes")),),
+    batchable=False,
+    notes=("opset 11 is old",),
+    load_ms=4.5,
+)
+
+
+def test_signature_survives_the_way_to_another_process() -> None:
+    assert Signature.from_dict(json.loads(json.dumps(SIGNATURE.as_dict()))) == SIGNATURE
+
+
+def test_signature_reads_as_a_sentence() -> None:
+    assert str(SIGNATURE) == "(x FP32[-1, 4], scale FP32[1]) -> (y INT64[-1])"

@@ -1,0 +1,43 @@
+from pathlib import Path
+
+import pytest
+
+from lrai import machine
+
+
+def test_quota_of_cgroup_v2_bounds_the_processors(tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    assert machine.available_cpus(tmp_path) == 1
+
+
+def test_quota_is_rounded_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert machine.available_cpus(tmp_path) == 2
+
+
+def test_quota_of_cgroup_v1_bounds_the_processors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    folder = tmp_path / "cpu"
+    folder.mkdir()
+    (folder / "cpu.cfs_quota_us").write_text("300000\n")
+    (folder / "cpu.cfs_period_us").write_text("100000\n")
+    assert machine.available_cpus(tmp_path) == 3
+
+
+def test_no_quota_leaves_the_affinity_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 3, 5})
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert machine.available_cpus(tmp_path) == 3
+
+
+def test_limit_of_the_cgroup_bounds_the_memory(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("1048576\n")
+    assert machine.available_memory_bytes(tmp_path) == 1 << 20
+
+
+def test_no_limit_leaves_the_memory_of_the_machine(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine.available_memory_bytes(tmp_path) > 1 << 26

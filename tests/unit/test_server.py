@@ -1,0 +1,184 @@
+import asyncio
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrai.server import Server
+
+HEAVY = ("numpy", "onnx", "onnxruntime", "pydantic", "rich", "typer")
+
+
+def make_server(world: Any, path: Path | None = None, **flags: str) -> Server:
+    return Server(world.settings(path, **flags), world.gateway, world.supervisor)
+
+
+async def started(world: Any, **flags: str) -> tuple[Server, "asyncio.Task[int]"]:
+    server = make_server(world, **flags)
+    running = asyncio.ensure_future(server.run())
+    await world.until(lambda: world.native.ready)
+    return server, running
+
+
+def test_serving_process_holds_no_heavy_library() -> None:
+    code = f"import sys, lrai.server; print([n for n in {HEAVY!r} if n in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+async def test_server_is_ready_when_all_models_are(world: Any) -> None:
+    world.write("a.onnx")
+    world.write("b/1/model.onnx")
+    server, running = await started(world)
+    assert world.native.states() == {"a/1": "READY", "b/1": "READY"}
+    server.stop()
+    assert await running == 0
+
+
+async def test_empty_repository_is_ready(world: Any) -> None:
+    server, running = await started(world)
+    server.stop()
+    assert await running == 0
+
+
+async def test_bad_model_does_not_keep_the_others_from_being_served(world: Any) -> None:
+    world.write("bad.onnx", "broken")
+    world.write("good.onnx")
+    server, running = await started(world)
+    assert world.native.routes == {("good", "1"): 1}
+    server.stop()
+    assert await running == 0
+
+
+async def test_bad_model_keeps_a_strict_server_from_being_ready(world: Any) -> None:
+    world.write("bad.onnx", "broken")
+    world.write("good.onnx")
+    server = make_server(world, strict_readiness="true")
+    running = asyncio.ensure_future(server.run())
+    await world.until(lambda: "ready False" in world.native.calls)
+    assert world.native.states()["good/1"] == "READY"
+    assert not world.native.ready
+    server.stop()
+    assert await running == 0
+
+
+async def test_single_bad_file_ends_the_server(world: Any) -> None:
+    file = world.write("bad.onnx", "broken")
+    assert await make_server(world, file).run() == 1
+
+
+async def test_any_bad_model_ends_the_server_if_asked(world: Any) -> None:
+    world.write("bad.onnx", "broken")
+    world.write("good.onnx")
+    assert await make_server(world, exit_on_error="true").run() == 1
+
+
+async def test_explicit_control_loads_what_it_is_told(world: Any) -> None:
+    for name in ("a", "b"):
+        world.write(f"{name}.onnx")
+    server, running = await started(world, model_control_mode="explicit", load_model="b")
+    assert world.native.states() == {"a/": "", "b/1": "READY"}
+    server.stop()
+    await running
+
+
+async def test_explicit_control_may_load_everything(world: Any) -> None:
+    for name in ("a", "b"):
+        world.write(f"{name}.onnx")
+    server, running = await started(world, model_control_mode="explicit", load_model="*")
+    assert world.native.states() == {"a/1": "READY", "b/1": "READY"}
+    server.stop()
+    await running
+
+
+async def test_commands_of_clients_are_answered(world: Any) -> None:
+    world.write("mlp.onnx")
+    server, running = await started(world, model_control_mode="explicit")
+    world.native.push("command", ticket=1, kind="load", model="mlp", parameters={})
+    await world.until(lambda: 1 in world.native.answers)
+    world.native.push("command", ticket=2, kind="unload", model="mlp", parameters={})
+    await world.until(lambda: 2 in world.native.answers)
+    world.native.push("command", ticket=3, kind="load", model="absent", parameters=None)
+    await world.until(lambda: 3 in world.native.answers)
+    assert world.native.answers == {
+        1: ("", ""),
+        2: ("", ""),
+        3: ("not_found", "failed to load 'absent', failed to poll from model repository"),
+    }
+    server.stop()
+    await running
+
+
+async def test_polling_server_follows_the_disk(world: Any) -> None:
+    server, running = await started(world, model_control_mode="poll", poll_secs="5ms")
+    world.write("new.onnx")
+    await world.until(lambda: world.native.states() == {"new/1": "READY"})
+    server.stop()
+    await running
+
+
+async def test_supervisor_looks_ten_times_a_second(world: Any) -> None:
+    server, running = await started(world)
+    await world.until(lambda: world.supervisor.checks >= 2)
+    server.stop()
+    await running
+
+
+async def test_leaving_is_not_ready_then_drain_then_end(world: Any) -> None:
+    server, running = await started(world)
+    world.native.connections = 1
+    server.stop()
+    await world.until(lambda: "drain" in world.native.calls)
+    assert not running.done()
+    world.native.connections = 0
+    assert await running == 0
+    tail = world.native.calls[world.native.calls.index("ready True") + 1 :]
+    assert tail == ["ready False", "drain", "supervisor stop", "stop"]
+
+
+async def test_drain_has_an_end(world: Any) -> None:
+    server, running = await started(world, drain_timeout="30ms")
+    world.native.connections = 1
+    server.stop()
+    assert await running == 0
+
+
+async def test_systemd_is_told(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        server, running = await started(world)
+        server.stop()
+        await running
+        assert [listener.recv(64), listener.recv(64)] == [b"READY=1", b"STOPPING=1"]
+
+
+@pytest.mark.parametrize(
+    ("host", "is_warned"), [("0.0.0.0", True), ("::", True), ("127.0.0.1", False), ("[::1]", False)]
+)
+async def test_open_host_is_warned_about(
+    world: Any, caplog: pytest.LogCaptureFixture, host: str, is_warned: bool
+) -> None:
+    server, running = await started(world, host=host)
+    server.stop()
+    await running
+    assert any("no authentication" in record.message for record in caplog.records) is is_warned
+
+
+async def test_defect_in_a_command_is_answered(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.write("mlp.onnx")
+    server, running = await started(world, model_control_mode="explicit")
+
+    async def fail(_: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(world.supervisor, "load", fail)
+    world.native.push("command", ticket=1, kind="load", model="mlp", parameters={})
+    await world.until(lambda: 1 in world.native.answers)
+    assert world.native.answers[1][0] == "internal"
+    server.stop()
+    assert await running == 0
