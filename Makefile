@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+REQUIREMENTS := $(BIN)/python scripts/requirements.py
 INSTALL := PATH="$(abspath $(BIN)):$$PATH" $(PIP) install -c requirements.lock --no-build-isolation
 NATIVE := $(shell find crates -name '*.rs' -o -name '*.toml' -o -name '*.proto') Cargo.toml Cargo.lock
 DEBIAN := build-essential git python3-dev python3-venv
@@ -32,19 +33,21 @@ $(VENV)/.created:
 	$(PIP) install -c requirements.lock maturin
 	@touch $@
 
-# The editable install compiles the native half, in release mode, and brings the packages for the demo.
 $(VENV)/.demo: $(VENV)/.created pyproject.toml requirements.lock
-	@echo "building lrai into $(VENV) (1 to 4 minutes the first time)"
-	$(INSTALL) -e '.[demo]'
+	$(REQUIREMENTS) demo > $(VENV)/demo.txt
+	$(INSTALL) -r $(VENV)/demo.txt
 	@touch $@
 
-# rapidocr and silero-vad are here for the real models inside them, without what they would run them with.
-$(VENV)/.tools: $(VENV)/.demo
-	$(INSTALL) -e '.[test,dev]'
+# rapidocr and silero-vad are here for the real models inside them, without what would run them.
+$(VENV)/.tools: $(VENV)/.created pyproject.toml requirements.lock
+	$(REQUIREMENTS) test dev > $(VENV)/tools.txt
+	$(INSTALL) -r $(VENV)/tools.txt
 	$(INSTALL) --no-deps rapidocr silero-vad
 	@touch $@
 
+# The editable install compiles the native half, in release mode.
 $(VENV)/.native: $(VENV)/.demo $(NATIVE)
+	@echo "building lrai into $(VENV) (1 to 4 minutes the first time)"
 	$(INSTALL) --no-deps -e .
 	@touch $@
 
@@ -80,7 +83,6 @@ format: $(VENV)/.tools ## let ruff and rustfmt rewrite the files
 	cargo fmt --all
 
 bench: setup ## measure lrai and its peers; writes benchmarks/results
-	$(INSTALL) -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
 loc: ## code lines by part against their budgets, and the difference to the last commit
@@ -94,14 +96,15 @@ licenses: ## regenerate LICENSES-rust.txt from Cargo.lock
 
 lock: ## resolve every Python package anew, in a fresh environment, into requirements.lock
 	rm -rf target/lock && $(PYTHON) -m venv target/lock
-	target/lock/bin/pip install -q maturin
-	target/lock/bin/pip install -q --no-build-isolation -e '.[bench,demo,dev,test,wheel]'
+	$(PYTHON) scripts/requirements.py bench demo dev test wheel > target/lock/all.txt
+	target/lock/bin/pip install -q -r target/lock/all.txt
 	target/lock/bin/pip install -q --no-deps rapidocr silero-vad
-	{ sed -n '/^#/p' requirements.lock; target/lock/bin/pip freeze --exclude-editable; } > target/lock/new
+	{ sed -n '/^#/p' requirements.lock; target/lock/bin/pip freeze; } > target/lock/new
 	mv target/lock/new requirements.lock && rm -rf target/lock
 
 wheel: $(VENV)/.demo ## release wheels for x86-64 and aarch64 in dist/
-	$(INSTALL) -e '.[wheel]'
+	$(REQUIREMENTS) wheel > $(VENV)/wheel.txt
+	$(INSTALL) -r $(VENV)/wheel.txt
 	rustup target add aarch64-unknown-linux-gnu
 	for arch in x86_64 aarch64; do \
 	  PATH="$(abspath $(BIN)):$$PATH" $(BIN)/maturin build --release --locked --zig --out dist \

@@ -1,6 +1,6 @@
 """Builds the benchmark models: random seeded weights, real structures, cached in a folder.
 
-`python -m benchmarks.models --cache DIR` builds all of them. Their speed is that of trained
+`python -m benchmarks.models` builds all of them. Their speed is that of trained
 models of the same shape; their answers mean nothing, so the int8 model says nothing about
 accuracy.
 """
@@ -8,6 +8,7 @@ accuracy.
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -308,10 +309,23 @@ def model_path(cache: Path, name: str) -> Path:
     return path
 
 
+def default_cache() -> Path:
+    """Where models and environments are kept unless a folder is named."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return caches / "lrai-benchmarks"
+
+
+def add_cache_argument(parser: argparse.ArgumentParser) -> None:
+    """The flag that all programs of this folder share."""
+    parser.add_argument(
+        "--cache", type=Path, default=default_cache(), help="keeps models and environments"
+    )
+
+
 def main() -> None:
     """Builds every model and says how long each took."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cache", type=Path, required=True, help="folder that keeps the models")
+    add_cache_argument(parser)
     cache = parser.parse_args().cache
     for name in MODELS:
         started = time.perf_counter()

@@ -89,6 +89,14 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return total / _TICKS_PER_SECOND
 
 
+def open_descriptors(pid: int) -> int:
+    """How many descriptors a process has open; 0 if it is gone."""
+    try:
+        return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
 def own_cpu_seconds() -> float:
     """CPU time of this process and of those that it has waited for: the client's."""
     return sum(os.times()[:4])

@@ -1,4 +1,4 @@
-"""Measures lrai and its peers: `python -m benchmarks.serve --cache DIR [SCENARIO ...]`.
+"""Measures lrai and its peers: `python -m benchmarks.serve [SCENARIO ...]`.
 
 Writes a Markdown and a JSON file per scenario. README.md beside this file says what is needed.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.bench import Bench
 from benchmarks.load import Client, LoadError, NativeClient, WrkClient
+from benchmarks.models import add_cache_argument
 from benchmarks.report import Section, environment, write
 from benchmarks.scenarios import closed, footprint, heavy, many, noise, steady
 from benchmarks.versus import PEERS
@@ -30,9 +31,7 @@ SCENARIOS: dict[str, Callable[[Bench], Section]] = {
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--cache", type=Path, required=True, help="folder for models and environments"
-    )
+    add_cache_argument(parser)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--rounds", type=int, default=3, help="how often every cell is measured")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of a cell")

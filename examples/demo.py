@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -155,7 +156,7 @@ def kill_meanwhile(server: Server, models: list[Trained]) -> Iterator[tuple[str,
         for thread in threads:
             thread.join()
     for (model, name), tally in zip(streams, tallies, strict=True):
-        yield f"{model.name}, kills" if model is models[0] else f"{model.name}, beside", name, tally
+        yield f"{model.name} {'killed' if model is models[0] else 'beside'}", name, tally
 
 
 def kill_actor(server: Server, model: str) -> str:
@@ -174,11 +175,11 @@ def kill_actor(server: Server, model: str) -> str:
 
 def show(results: list[tuple[str, str, Tally]]) -> None:
     """Print the table of answers and latencies."""
-    table = Table(title="every answer compared with the trained model", title_justify="left")
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     for column in ("model", "client"):
-        table.add_column(column)
-    for column in ("answers", "wrong", "failed", "p50 ms", "p99 ms", "slowest ms"):
-        table.add_column(column, justify="right")
+        table.add_column(column, no_wrap=True)
+    for column in ("answers", "wrong", "failed", "p50 ms", "p99 ms", "slowest"):
+        table.add_column(column, justify="right", no_wrap=True)
     for model, client, tally in results:
         counts = (len(tally.latencies_ms), tally.wrong, len(tally.errors))
         times = (tally.percentile(share) for share in (0.5, 0.99, 1.0))
@@ -210,7 +211,11 @@ def main() -> int:
                 console.print(f"  failed: {error}")
         if not good:
             console.print(log.read_text()[-4000:], markup=False)
-    console.print("[bold green]all good[/]" if good else "[bold red]something failed[/]")
+    answers = sum(len(tally.latencies_ms) for *_, tally in results)
+    end = (
+        f"{answers} answers, all equal to the trained models', while {KILLS} processes were killed"
+    )
+    console.print(f"[bold green]{end}[/]" if good else "[bold red]something failed[/]")
     return 0 if good else 1
 
 

@@ -59,7 +59,7 @@ def plain_http(address: str, model: Trained) -> Ask:
 
 
 CLIENTS: Mapping[str, tuple[str, Connect]] = {
-    "tritonclient HTTP, binary": ("http", triton_http),
-    "tritonclient gRPC": ("grpc", triton_grpc),
-    "http.client, JSON": ("http", plain_http),
+    "triton http": ("http", triton_http),
+    "triton grpc": ("grpc", triton_grpc),
+    "plain json": ("http", plain_http),
 }

@@ -15,6 +15,10 @@ class LraiPeer(Peer):
 
     name = "lrai"
 
+    def __init__(self, cache: Path, flags: Sequence[str] = ()) -> None:
+        super().__init__(cache)
+        self.flags = flags
+
     @property
     def program(self) -> str:
         """The `lrai` command under test."""
@@ -42,4 +46,4 @@ class LraiPeer(Peer):
                 (source / f"{model.name}.onnx").symlink_to(model.path.resolve())
         ports = ("http", "grpc", "metrics")
         flags = [f"--{port}-port={getattr(self.ports, port)}" for port in ports]
-        return Command([self.program, "serve", str(source), *flags])
+        return Command([self.program, "serve", str(source), *flags, *self.flags])

@@ -1,4 +1,4 @@
-"""Makes the peers' environments: `python -m benchmarks.versus.setup --cache DIR [PEER ...]`.
+"""Makes the peers' environments: `python -m benchmarks.versus.setup [PEER ...]`.
 
 Each peer gets its own, because their requirements contradict each other.
 """
@@ -10,7 +10,20 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from benchmarks.models import add_cache_argument
 from benchmarks.versus import PEERS
+
+OWN = [name for name, peer in PEERS.items() if peer.packages and not peer.environment_name]
+"""The peers that have an environment of their own."""
+
+_FINISHED = ".finished"
+"""Marks an environment whose installation was not interrupted."""
+
+
+def missing_environments(cache: Path) -> list[str]:
+    """Those of them that are not installed."""
+    folders = {name: PEERS[name](cache).environment_folder for name in OWN}
+    return [name for name, folder in folders.items() if not (folder / _FINISHED).exists()]
 
 
 def make_environment(cache: Path, name: str) -> Path:
@@ -21,23 +34,19 @@ def make_environment(cache: Path, name: str) -> Path:
     subprocess.run([peer.interpreter, "-m", "venv", folder], check=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, *peer.packages], check=True)
+    (folder / _FINISHED).touch()
     return folder
 
 
 def main() -> None:
     """Makes the environments that are asked for, or all of them."""
-    own = sorted(
-        name for name, peer in PEERS.items() if peer.packages and not peer.environment_name
-    )
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--cache", type=Path, required=True, help="folder that keeps the environments"
-    )
-    parser.add_argument("peers", nargs="*", default=own, metavar="PEER", help=", ".join(own))
+    add_cache_argument(parser)
+    parser.add_argument("peers", nargs="*", default=OWN, metavar="PEER", help=", ".join(OWN))
     options = parser.parse_args()
-    unknown = sorted(set(options.peers) - set(own))
+    unknown = sorted(set(options.peers) - set(OWN))
     if unknown:
-        parser.error(f"no environment is needed for {', '.join(unknown)}; hint: {', '.join(own)}")
+        parser.error(f"no environment is needed for {', '.join(unknown)}; hint: {', '.join(OWN)}")
     for name in options.peers:
         print(f"{name}: {make_environment(options.cache, name)}", flush=True)
 

@@ -6,6 +6,17 @@ Cold paths cross as JSON text; nothing here is called per request in the serving
 from collections.abc import Callable
 from typing import final
 
+__all__ = [
+    "Batch",
+    "Gateway",
+    "Mailbox",
+    "NativeError",
+    "Window",
+    "__version__",
+    "parse_model_config",
+    "run_load",
+]
+
 __version__: str
 
 class NativeError(Exception):

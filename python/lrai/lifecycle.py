@@ -251,7 +251,8 @@ class Lifecycle:
         self._entries[name, version] = entry
         self._show_index()
         if former.reason != entry.reason:
-            _log.error("model_failed", f"model '{name}' is not served: {error}", version=version)
+            which = f"model '{name}'" + (f" version {version}" if version else "")
+            _log.error("model_failed", f"{which} is not served: {error}")
 
     def _show_index(self) -> None:
         ordered = sorted(self._entries.items(), key=lambda item: (item[0][0], int(item[0][1] or 0)))
@@ -261,7 +262,7 @@ class Lifecycle:
 
     def _tell(self, served: ServedModel, seconds: float) -> None:
         for note in served.notes:
-            _log.warning("model_note", note)
+            _log.warning("model_note", f"model '{served.name}': {note}")
         _log.info(
             "model_ready",
             f"model '{served.name}' version {served.version} is ready",

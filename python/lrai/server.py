@@ -74,8 +74,7 @@ class Server:
         self._stopping.set()
 
     def _greet(self) -> None:
-        places = ", ".join(f"{face} {address}" for face, address in self.addresses.items())
-        _log.info("listening", f"listening on {places}", **self.addresses)
+        _log.info("listening", "listening", **self.addresses)
         host = self._settings.gateway.host
         if not host.startswith(("127.", "unix:")) and host not in ("localhost", "::1", "[::1]"):
             message = f"everybody who reaches {host} can use the models: there is no authentication"
@@ -152,6 +151,8 @@ class Server:
                 await self._lifecycle.unload(command.model)
         except LraiError as error:
             code, message = error.code, str(error)
+            if not message.startswith("failed to "):
+                message = f"failed to {command.kind} '{command.model}', {message}"
         except Exception as error:  # noqa: BLE001, a defect of ours leaves no client waiting
             code, message = "internal", f"{command.kind} of '{command.model}' failed: {error!r}"
             _log.error("command_failed", message)

@@ -205,7 +205,8 @@ where
             .max_frame_size(MAX_FRAME)
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT);
-        drive(&connection, settings.serve_connection(TokioIo::new(wire), service)).await;
+        // On the heap: HTTP/1.1 connections are many, and need not be as large as these.
+        Box::pin(drive(&connection, settings.serve_connection(TokioIo::new(wire), service))).await;
     } else {
         let mut settings = http1::Builder::new();
         // Our own sweep costs no timer per request.

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::task::Poll;
@@ -147,13 +147,14 @@ impl Gateway {
         if connection.is_metrics_only && request.uri().path() != "/metrics" {
             return Ok(Fault::path(request.uri().path()).reply().map(Either::Left));
         }
-        let answered = async {
+        // Pinned where it is made: a future that is passed on by value takes its room twice.
+        let answered = pin!(async {
             if is_grpc {
                 grpc::call(Arc::clone(&self.dataplane), request).await.map(Either::Right)
             } else {
                 http_face::call(self, request).await.map(Either::Left)
             }
-        };
+        });
         let answer = unless_panicked(answered).await.unwrap_or_else(|| panicked(is_grpc));
         if !is_grpc {
             self.count(answer.status().as_u16());
@@ -171,8 +172,7 @@ impl Gateway {
 }
 
 /// `None` if the work panicked; the panic hook has told it already.
-async fn unless_panicked<T>(work: impl Future<Output = T>) -> Option<T> {
-    let mut work = pin!(work);
+async fn unless_panicked<T>(mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
     poll_fn(|context| {
         let poll = AssertUnwindSafe(|| work.as_mut().poll(context));
         catch_unwind(poll).map_or(Poll::Ready(None), |poll| poll.map(Some))
@@ -231,9 +231,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_in_a_request_is_an_answer() {
-        let work = async { panic!("a bug") };
+        let work = pin!(async { panic!("a bug") });
         assert_eq!(unless_panicked::<()>(work).await, None);
-        assert_eq!(unless_panicked(async { 7 }).await, Some(7));
+        assert_eq!(unless_panicked(pin!(async { 7 })).await, Some(7));
         assert_eq!(panicked(false).status(), 500);
         assert_eq!(panicked(true).headers()["grpc-status"], "13");
     }

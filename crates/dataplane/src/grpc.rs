@@ -1,7 +1,9 @@
 //! The gRPC face: the methods of the Open Inference Protocol, on hyper's HTTP/2 directly.
 //!
-//! A generated tonic service boxes several futures and bodies per call; this one allocates the messages and nothing else.
-//! What few clients call (health, reflection) is tonic's; Triton's extensions are in [`crate::faces`].
+//! Its own framing rather than a generated tonic service: both take the same processor time per small call, but here a
+//! large message is decoded, compressed and encoded in the pool, counts against the bytes in memory, has its time-outs, and
+//! is copied once on its way to the slab and once from it. What few clients call (health, reflection) is tonic's; Triton's
+//! extensions are in [`crate::faces`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +15,7 @@ use hyper::body::Incoming;
 use prost::Message;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tonic::Status;
 
 use crate::answer::{Answer, Ticket};
@@ -39,25 +42,25 @@ const MAX_STREAMED: usize = 256;
 pub async fn call(dataplane: Arc<Dataplane>, request: Request<Incoming>) -> Response<GrpcBody> {
     let path = request.uri().path();
     if !path.strip_prefix('/').and_then(|path| path.strip_prefix(SERVICE)).is_some_and(|rest| rest.starts_with('/')) {
-        return services::call(dataplane, request).await;
+        return Box::pin(services::call(dataplane, request)).await;
     }
     let (parts, body) = request.into_parts();
     let method = &parts.uri.path()[SERVICE.len() + 2..];
     let answered = match framing::timeout(&parts.headers) {
         Err(error) => Err(error.into()),
-        Ok(timeout) if method == "ModelStreamInfer" => stream(dataplane, &parts, body, timeout),
-        Ok(timeout) => within(timeout, unary(&dataplane, method, &parts, body)).await,
+        Ok(time) if method == "ModelStreamInfer" => stream(dataplane, &parts, body, time),
+        Ok(None) => unary(&dataplane, method, &parts, body).await,
+        // Boxed, as every rare way: the future of an inference is moved about, and shall be small.
+        Ok(Some(time)) => Box::pin(timeout(time, unary(&dataplane, method, &parts, body)))
+            .await
+            .unwrap_or_else(|_| Err(late())),
     };
     answered.unwrap_or_else(framing::refusal)
 }
 
-async fn within<T>(
-    timeout: Option<Duration>,
-    work: impl Future<Output = Result<T, Status>>,
-) -> Result<T, Status> {
-    let Some(time) = timeout else { return work.await };
-    let late = |_| Err(Status::deadline_exceeded("the call's grpc-timeout has passed"));
-    tokio::time::timeout(time, work).await.unwrap_or_else(late)
+#[cold]
+fn late() -> Status {
+    Status::deadline_exceeded("the call's grpc-timeout has passed")
 }
 
 async fn unary(
@@ -75,7 +78,7 @@ async fn unary(
     } else {
         let (limit, memory) = (dataplane.config.max_body_bytes, dataplane.memory.clone());
         let message = run(dataplane, message.is_large(), move || message.decode(coding, limit, &memory)).await?;
-        core(dataplane, method, message.data, back).await?
+        Box::pin(core(dataplane, method, message.data, back)).await?
     };
     Ok(framing::answer(GrpcBody::Message(Some(dataplane.memory.count(answer))), back))
 }
@@ -141,7 +144,7 @@ async fn run<T: Send + 'static>(
     large: bool,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    if large { dataplane.pool.run(work).await } else { work() }
+    if large { Box::pin(dataplane.pool.run(work)).await } else { work() }
 }
 
 async fn submit(dataplane: &Arc<Dataplane>, message: Framed, coding: Option<Coding>) -> Result<Ticket> {
@@ -164,13 +167,15 @@ async fn encode(dataplane: &Arc<Dataplane>, answer: Answer, coding: Option<Codin
     let large = answer.byte_len() > LARGE;
     let work = move || {
         let mut buffer = framing::begin(answer.byte_len() + 256);
-        if streamed {
+        let written = if streamed {
             let mut message = Vec::with_capacity(answer.byte_len() + 256);
-            protobuf::write(&answer, true, &mut message)?;
+            let written = protobuf::write(&answer, true, &mut message);
             protobuf::write_field(2, &message, &mut buffer);
+            written
         } else {
-            protobuf::write(&answer, false, &mut buffer)?;
-        }
+            protobuf::write(&answer, false, &mut buffer)
+        };
+        written.map_err(|error| tag(&answer.wanted.id, error))?;
         let buffer = framing::finish(buffer, coding)?;
         answer.encoded();
         Ok(buffer)
@@ -183,7 +188,7 @@ fn stream(
     dataplane: Arc<Dataplane>,
     parts: &Parts,
     body: Incoming,
-    timeout: Option<Duration>,
+    time: Option<Duration>,
 ) -> Result<Response<GrpcBody>, Status> {
     let coding = framing::coding(&parts.headers)?;
     let back = framing::coding_back(coding, &parts.headers);
@@ -194,7 +199,11 @@ fn stream(
         let gone = answers.clone();
         let answering = async {
             let ended = stream_task(&dataplane, &mut messages, &answers, (coding, back), strict);
-            if let Err(status) = within(timeout, ended).await {
+            let ended = match time {
+                Some(time) => timeout(time, ended).await.unwrap_or_else(|_| Err(late())),
+                None => ended.await,
+            };
+            if let Err(status) = ended {
                 // A receiver that has gone away needs no status.
                 drop(answers.send(Err(status)).await);
             }

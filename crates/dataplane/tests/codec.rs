@@ -274,6 +274,17 @@ fn lists_without_end_are_refused_before_they_fill_the_memory() {
     assert!(error.message.contains("more than 65536 entries"), "{error}");
 }
 
+#[test]
+fn a_long_name_does_not_make_a_long_error() {
+    let (id, name) = ("i".repeat(100_000), "é".repeat(100_000));
+    let body = format!(r#"{{"id":"{id}","inputs":[{{"name":"{name}","datatype":"BOOL","shape":[]}}]}}"#);
+    let request = parse_json(body.as_bytes()).unwrap();
+    let error = check(&model_of(DType::Bool, &[]), &request).unwrap_err();
+    assert!(error.message.starts_with("unexpected inference input 'éé"), "{error}");
+    assert_eq!(error.message.chars().count(), 2048);
+    assert_eq!(request.tag(error).message.chars().count(), 2048);
+}
+
 /// Bodies that exercise every part of the grammar.
 fn bodies() -> Vec<String> {
     let cases: Vec<RequestCase> = serde_json::from_str(include_str!("cases/requests.json")).unwrap();
@@ -365,7 +376,7 @@ fn steady() -> ProptestConfig {
     ProptestConfig {
         rng_seed: RngSeed::Fixed(20),
         failure_persistence: None,
-        cases: 1024,
+        cases: 512,
         ..ProptestConfig::default()
     }
 }

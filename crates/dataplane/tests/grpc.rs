@@ -383,6 +383,7 @@ async fn contents_that_do_not_fit_the_inputs_are_refused() {
 #[tokio::test]
 async fn what_does_not_exist_is_named() {
     let server = Server::start(json!({}));
+    server.dataplane.set_index(rows());
     let mut client = server.connect().await;
     let unknown = ModelInferRequest { model_name: "näh%".into(), ..Default::default() };
     client.infer(&unknown).await.is(tonic::Code::NotFound, "Request for unknown model: 'näh%' is not found");
@@ -526,6 +527,8 @@ async fn a_cancelled_call_is_not_computed() {
     until(|| pending() == 2).await;
     stream.send_reset(h2::Reason::CANCEL);
     drop(second);
+    // Frames are read in order: once this is answered, the reset has been seen.
+    assert_eq!(client.call("ServerLive", &()).await.status(), 0);
     release.send(()).unwrap();
     assert_eq!(ended(first).await.status(), 0);
     until(|| pending() == 0).await;

@@ -76,6 +76,22 @@ fn an_empty_message_is_set() {
 }
 
 #[test]
+fn a_list_needs_no_colon() {
+    let text = "input [ { name: \"a [\" dims [ 1, 2 ] }, # [ no list\n { name: 'b\\'[' } ]\ninstance_group[{ count: 2 }]";
+    let expected = json!({
+        "input": [{ "name": "a [", "dims": [1, 2] }, { "name": "b'[" }],
+        "instance_group": [{ "count": 2 }],
+    });
+    assert_eq!(parse(text), expected);
+}
+
+#[test]
+fn a_mistake_after_a_list_is_told_with_its_line() {
+    let told = mistake("input [\n{ name: \"x\" }\n]\nmax_batchsize: 4");
+    assert!(told.starts_with("line 4: field 'max_batchsize' not found"), "{told}");
+}
+
+#[test]
 fn a_mistake_is_told_with_its_line() {
     for (text, expected) in [
         ("name: \"m\"\nmax_batchsize: 4\n", "line 2: field 'max_batchsize' not found for message 'ModelConfig', in `max_batchsize: 4`"),

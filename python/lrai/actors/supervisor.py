@@ -92,8 +92,8 @@ class Supervisor:
     async def stop(self) -> None:
         """End all actors and templates at once; open requests have been answered before."""
         for key in list(self._lineages):
-            self._close_lineages(key)
-        actors = list(self._actors.values())
+            await self._close_lineages(key)
+        actors = [actor for actor in self._actors.values() if actor.pid]
         for actor in actors:
             actor.is_leaving = True
             actor.signal(SIGKILL)
@@ -150,7 +150,7 @@ class Supervisor:
 
     async def unload(self, key: int) -> None:
         """End the actors of a model whose links the data plane has closed."""
-        await self._dismiss(self._close_lineages(key))
+        await self._dismiss(await self._close_lineages(key))
 
     def check(self, windows: Iterable[Window]) -> None:
         """Look for actors that hang, are silent or too large; called ten times a second."""
@@ -295,21 +295,21 @@ class Supervisor:
         self._succeed(lineage)
 
     def _settle(self, actor: Actor) -> None:
-        """Tell the data plane why a lost replica died, once link and process are known to be gone."""
+        """Tell the data plane why a lost replica died, once its process is known to be gone."""
         if actor.replica is None or actor.loss is None:
             return
         if self._replicas.pop(actor.replica, None):
             fault: Fault = "signal" if actor.loss else actor.gone.result().fault
             self._data_plane.settle(actor.replica, fault)
 
-    def _close_lineages(self, key: int) -> list[Actor]:
+    async def _close_lineages(self, key: int) -> list[Actor]:
         """Raise no more successors for a model; return its living actors."""
-        actors = []
-        for lineage in self._lineages.pop(key, []):
-            if lineage.successor:
-                lineage.successor.cancel()
-            if lineage.actor:
-                actors.append(lineage.actor)
+        lineages = self._lineages.pop(key, [])
+        successors = [lineage.successor for lineage in lineages if lineage.successor]
+        for successor in successors:
+            successor.cancel()
+        await asyncio.gather(*successors, return_exceptions=True)
+        actors = [lineage.actor for lineage in lineages if lineage.actor]
         for actor in actors:
             self._owners.pop(actor, None)
         self._replicas = {

@@ -38,15 +38,15 @@ _EXIT_FAULT: Final = 1
 
 def run_actor(message: ForkMessage, link_fd: int) -> NoReturn:
     """Be the actor of `message`; ends the process, never returns into the template's code."""
-    code = _EXIT_FAULT
+    # Ending inside each branch keeps the mailbox open until the end: its link must not close
+    # before the exit code is decided.
     try:
-        code = _live(message, link_fd)
+        os._exit(_live(message, link_fd))
     except MemoryError:
-        code = EXIT_MEMORY
+        os._exit(EXIT_MEMORY)
     except BaseException:  # noqa: BLE001 - nothing above this can report it
         traceback.print_exc()
-    finally:
-        os._exit(code)
+        os._exit(_EXIT_FAULT)
 
 
 def _live(message: ForkMessage, link_fd: int) -> int:

@@ -118,7 +118,7 @@ class PythonBackend(Backend):
             self._has_warned = True
             get_log("backends").warning(
                 "view_kept",
-                "predict kept an input after it returned; it will show other requests' data. "
+                "predict kept an input after it returned; it will show other requests' data "
                 "hint: keep inputs[...].copy()",
             )
 

@@ -76,7 +76,7 @@ class SlotWriter:
         if offset + num_bytes > len(self._memory):
             raise BatchFaultError(
                 f"the outputs of this batch need {offset + num_bytes} bytes, "
-                f"their slot has {len(self._memory)}. hint: raise max_output_bytes"
+                f"their slot has {len(self._memory)} hint: raise max_output_bytes"
             )
         self._end = offset + -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
         return offset

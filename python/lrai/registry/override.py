@@ -25,13 +25,15 @@ def read_override(
     the caller removes.
     """
     check_name(name)
-    files = {key.removeprefix(_FILE): data for key, data in parameters.items() if _FILE in key[:5]}
+    files = {
+        key.removeprefix(_FILE): data for key, data in parameters.items() if key.startswith(_FILE)
+    }
     config = parameters.get("config", "")
     if files and not config:
-        message = f"failed to load '{name}', file overrides come without a configuration"
+        message = "file overrides come without a configuration"
         raise RepositoryError(message, hint="send the parameter 'config' too")
-    plain = _read_config(name, config)
-    folder = _write_files(name, files) if files else None
+    plain = _read_config(config)
+    folder = _write_files(files) if files else None
     path = folder or repository.path_of(name)
     if path is None:
         raise ModelNotFoundError(f"failed to load '{name}', failed to poll from model repository")
@@ -51,32 +53,32 @@ def remove_folder(folder: Path | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _read_config(name: str, text: object) -> Mapping[str, Any]:
+def _read_config(text: object) -> Mapping[str, Any]:
     try:
         plain = json.loads(str(text))
     except ValueError as error:
-        message = f"failed to load '{name}', its parameter 'config' is not JSON: {error}"
+        message = f"its parameter 'config' is not JSON: {error}"
         raise RepositoryError(message, hint="send a ModelConfig as JSON text") from error
     if not isinstance(plain, dict):
-        message = f"failed to load '{name}', its parameter 'config' is no JSON object"
+        message = "its parameter 'config' is no JSON object"
         raise RepositoryError(message, hint="send a ModelConfig as JSON text")
     return plain
 
 
-def _write_files(name: str, files: Mapping[str, Any]) -> Path:
+def _write_files(files: Mapping[str, Any]) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="lrai-override-"))
     try:
         for place, data in files.items():
             path = PurePosixPath(place)
             if path.is_absolute() or ".." in path.parts or not path.name:
-                message = f"failed to load '{name}', its file {place!r} lies outside of the model"
+                message = f"its file {place!r} lies outside of the model"
                 raise RepositoryError(message, hint="use a path such as file:1/model.onnx")
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(base64.b64decode(str(data), validate=True))
     except (OSError, binascii.Error) as error:
         remove_folder(folder)
-        message = f"failed to load '{name}', a file of the request cannot be written: {error}"
+        message = f"a file of the request cannot be written: {error}"
         raise RepositoryError(message, hint="send files in base64") from error
     except RepositoryError:
         remove_folder(folder)

@@ -97,7 +97,7 @@ class Repository:
         try:
             return self._read(name, path, override)
         except OSError as error:
-            message = f"model {name!r} at {error.filename or path} cannot be read: {error.strerror}"
+            message = f"{error.filename or path} cannot be read: {error.strerror}"
             raise RepositoryError(message, hint="look for broken or circular links") from error
 
     def _read(self, name: str, path: Path, override: Mapping[str, Any] | None) -> ModelSource:
@@ -111,7 +111,7 @@ class Repository:
         settings, options = self._lrai_toml(None if is_bare else folder / "lrai.toml")
         backend = settings.model.backend or triton.backend or _guess_backend(path)
         if backend not in _DEFAULT_FILES:
-            message = f"model {name!r} wants the backend {backend!r}, which is not known"
+            message = f"its backend {backend!r} is not known"
             raise RepositoryError(message, hint=f"use one of {', '.join(_DEFAULT_FILES)}")
         source = ModelSource(
             name=name,
@@ -217,7 +217,7 @@ def _version_folders(folder: Path) -> list[Path]:
 def _versions(source: ModelSource, folder: Path) -> Iterator[VersionSource]:
     there = _version_folders(folder)
     if not there:
-        message = f"model {source.name!r} has no version in {folder}"
+        message = f"there is no version in {folder}"
         raise RepositoryError(message, hint=f"put the model's file into {folder / '1'}")
     config = source.config
     if config.versions is None:
@@ -225,7 +225,7 @@ def _versions(source: ModelSource, folder: Path) -> Iterator[VersionSource]:
     else:
         chosen = [one for one in there if not config.versions or int(one.name) in config.versions]
     if not chosen:
-        message = f"model {source.name!r} has none of the versions {list(config.versions or ())}"
+        message = f"there is none of the versions {list(config.versions or ())} in {folder}"
         raise RepositoryError(message, hint=f"there are {[int(one.name) for one in there]}")
     file_name = config.default_model_filename or _DEFAULT_FILES[source.backend]
     settings_files = (folder / "config.pbtxt", folder / "lrai.toml")
@@ -233,7 +233,7 @@ def _versions(source: ModelSource, folder: Path) -> Iterator[VersionSource]:
         file = version / file_name
         if not file.exists():
             has = ", ".join(sorted(os.listdir(version))) or "nothing"
-            message = f"model {source.name!r}: {file} is not there (the folder has {has})"
+            message = f"{file} is not there (the folder has {has})"
             raise RepositoryError(message, hint="rename it, or set default_model_filename")
         path = _onnx_file(file) if source.backend == "onnxruntime" else version
         yield _version(version.name, path, (version, *settings_files))

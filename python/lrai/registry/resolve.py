@@ -85,8 +85,8 @@ def _max_batch_size(
     said = source.config.max_batch_size
     if said is not None and said > 0 and not signature.batchable:
         message = (
-            f"model {source.name!r}: config.pbtxt has max_batch_size {said}, but the model's first"
-            f" dimension is not free: {signature}"
+            f"config.pbtxt has max_batch_size {said}, but the model's first dimension is not free:"
+            f" {signature}"
         )
         raise RepositoryError(
             message, hint="set max_batch_size: 0, or export the model with a free batch"
@@ -97,8 +97,8 @@ def _max_batch_size(
         return 0
     if _writes_full_shapes(source.config.inputs, signature.inputs):
         notes.append(
-            f"model {source.name!r}: config.pbtxt gives dims with the batch dimension and no"
-            " max_batch_size, so requests are not put together hint: set max_batch_size"
+            "config.pbtxt gives dims with the batch dimension and no max_batch_size, so requests"
+            " are not put together hint: set max_batch_size"
         )
         return 0
     return model.max_batch_size
@@ -121,19 +121,18 @@ def _merge(
     unknown = by_name.keys() - {tensor.name for tensor in found}
     if unknown:
         message = (
-            f"model {source.name!r}: config.pbtxt has the {kind} {', '.join(sorted(unknown))},"
-            f" which the model has not: {signature}"
+            f"config.pbtxt has the {kind} {', '.join(sorted(unknown))}, which the model has not:"
+            f" {signature}"
         )
         raise RepositoryError(message, hint=f"use the model's own {kind} names")
     if said and kind == "input":
         notes += [
-            f"model {source.name!r}: config.pbtxt leaves out the input {tensor.name}, which the"
-            " model needs"
+            f"config.pbtxt leaves out the input {tensor.name}, which the model needs"
             for tensor in found
             if tensor.name not in by_name and not tensor.optional
         ]
     return tuple(
-        _merge_tensor(source.name, tensor, by_name[tensor.name], is_batched, notes)
+        _merge_tensor(tensor, by_name[tensor.name], is_batched, notes)
         if tensor.name in by_name
         else tensor
         for tensor in found
@@ -141,9 +140,9 @@ def _merge(
 
 
 def _merge_tensor(
-    model: str, found: TensorInfo, said: TensorConfig, is_batched: bool, notes: list[str]
+    found: TensorInfo, said: TensorConfig, is_batched: bool, notes: list[str]
 ) -> TensorInfo:
-    where = f"model {model!r}: config.pbtxt says"
+    where = "config.pbtxt says"
     if said.datatype and said.datatype != found.datatype:
         message = f"{where} {said.datatype} for {said.name}, but the model has {found}"
         raise RepositoryError(message, hint=f"set data_type for {found.datatype}")

@@ -141,6 +141,8 @@ class FakeDataPlane:
         for replica in self.replicas.values():
             if replica.key == key:
                 self._close(replica)
+                replica.inputs.close()
+                replica.outputs.close()
 
     def _close(self, replica):
         if replica.link.fileno() >= 0:

@@ -152,7 +152,7 @@ async def test_a_silent_idle_actor_is_ended(supervisor, data_plane):
 
 
 async def test_a_refused_model_is_told_in_a_sentence(supervisor):
-    with pytest.raises(ModelLoadError, match="there is no backend 'nothing'. hint: "):
+    with pytest.raises(ModelLoadError, match="there is no backend 'nothing' hint: "):
         await supervisor.load(ActorSpec("m", "1", "nothing", ""))
 
 

@@ -52,22 +52,53 @@ pub fn parse_model_config(text: &str) -> Result<String> {
             _ => {}
         }
         if depth > MAX_DEPTH {
-            return Err(mistake(text, offset, &format!("nested more than {MAX_DEPTH} levels deep")));
+            return Err(mistake(text, text[..offset].matches('\n').count() + 1, &format!("nested more than {MAX_DEPTH} levels deep")));
         }
     }
-    let message = DynamicMessage::parse_text_format(message_type("ModelConfig"), text).map_err(|error| {
-        let offset = error.labels().and_then(|mut labels| labels.next()).map_or(text.len(), |label| label.offset());
-        mistake(text, offset, &error.to_string().replace("inference.", ""))
+    let complete = with_colons(text);
+    let message = DynamicMessage::parse_text_format(message_type("ModelConfig"), &complete).map_err(|error| {
+        let label = error.labels().and_then(|mut labels| labels.next());
+        let offset = label.map_or(complete.len(), |label| label.offset());
+        // At the end of the text, the last line that says something is the one to show.
+        let end = complete.trim_end().len();
+        let number = complete.get(..offset.min(end)).map_or(1, |before| before.matches('\n').count() + 1);
+        mistake(text, number, &error.to_string().replace("inference.", ""))
     })?;
     to_json(&message, true)
 }
 
 #[cold]
-fn mistake(text: &str, offset: usize, what: &str) -> Error {
-    let before = text.get(..offset).unwrap_or(text).trim_end_matches(|_| offset >= text.len());
-    let number = before.matches('\n').count() + 1;
+fn mistake(text: &str, number: usize, what: &str) -> Error {
     let line = text.lines().nth(number - 1).unwrap_or_default().trim();
     Error::invalid(format!("line {number}: {what}, in `{line}`"))
+}
+
+/// Writes `input [ { .. } ]`, as nearly every such file does, with the colon that the parser insists on.
+fn with_colons(text: &str) -> String {
+    let mut complete = String::with_capacity(text.len() + 16);
+    let (mut quote, mut is_escaped, mut is_comment, mut name_end) = (None, false, false, None);
+    for letter in text.chars() {
+        if is_comment {
+            is_comment = letter != '\n';
+        } else if quote.is_some() {
+            quote = quote.filter(|end| is_escaped || *end != letter);
+            is_escaped = letter == '\\' && !is_escaped;
+        } else {
+            match (letter, name_end) {
+                ('[', Some(end)) => complete.insert(end, ':'),
+                ('#', _) => is_comment = true,
+                ('"' | '\'', _) => quote = Some(letter),
+                _ => {}
+            }
+            if letter.is_alphanumeric() || letter == '_' {
+                name_end = Some(complete.len() + letter.len_utf8());
+            } else if !letter.is_whitespace() && !is_comment {
+                name_end = None;
+            }
+        }
+        complete.push(letter);
+    }
+    complete
 }
 
 fn message(spec: &ModelSpec) -> Result<DynamicMessage> {

@@ -52,11 +52,14 @@ pub(super) fn index(dataplane: &Dataplane, request: &RepositoryIndexRequest) -> 
     Ok(RepositoryIndexResponse { models: rows.map(model).collect() })
 }
 
-/// Loads or unloads a model, whose name is checked like one in a path; returns when the control plane has answered. `body` is an object with `parameters`.
+/// Loads or unloads a model; returns when the control plane has answered. `body` is an object with `parameters`.
 pub(super) async fn command(dataplane: &Arc<Dataplane>, action: &str, name: &str, mut body: Value) -> Result<()> {
     if dataplane.config.model_control != "explicit" {
         // Triton's words, also where nothing is polled: clients match them.
         return Err(Error::unavailable("explicit model load / unload is not allowed if polling is enabled"));
+    }
+    if name.is_empty() || name.contains(['/', '\\', '\0']) || name == ".." {
+        return Err(Error::invalid("model name must not contain path traversal characters"));
     }
     let parameters = match body["parameters"].take() {
         Value::Null => Value::Object(Map::new()),

@@ -1,0 +1,49 @@
+//! What happens when descriptors run out. Alone in its process, because it lowers the limit of all of it.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use lrai_dataplane::config::Config;
+use lrai_dataplane::dataplane::Dataplane;
+use lrai_dataplane::listen::serve;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+const DESCRIPTORS: u64 = 128;
+
+fn is_live(stream: &mut TcpStream) -> bool {
+    let mut answer = [0; 12];
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.write_all(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    stream.read_exact(&mut answer).is_ok_and(|()| &answer == b"HTTP/1.1 200")
+}
+
+fn processor_seconds() -> f64 {
+    let threads = std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
+    threads
+        .map(|task| std::fs::read_to_string(task.join("schedstat")).unwrap())
+        .map(|text| text.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e9)
+        .sum()
+}
+
+#[test]
+fn running_out_of_descriptors_neither_spins_nor_ends_the_server() {
+    setrlimit(Resource::Nofile, Rlimit { current: Some(64), maximum: Some(DESCRIPTORS) }).unwrap();
+    let config = Config::parse(r#"{"http_port":0,"grpc_port":0,"metrics_port":null}"#).unwrap();
+    let dataplane = Dataplane::new(config).unwrap();
+    let running = serve(&dataplane).unwrap();
+    assert_eq!(getrlimit(Resource::Nofile).current, Some(DESCRIPTORS), "the soft limit is raised");
+    let address = running.addresses.http.clone().unwrap();
+    // Both ends of every connection are in this process: the server's end is the one that is missing.
+    let spare = [(); 2].map(|()| std::fs::File::open("/proc/self/schedstat").unwrap());
+    let mut clients: Vec<_> = std::iter::from_fn(|| TcpStream::connect(&address).ok()).collect();
+    drop(spare);
+    let (before, began) = (processor_seconds(), Instant::now());
+    std::thread::sleep(Duration::from_millis(500));
+    let share = (processor_seconds() - before) / began.elapsed().as_secs_f64();
+    assert!(share < 0.2, "{share:.2} of a core while descriptors are missing");
+    clients.truncate(10);
+    assert!(clients.iter_mut().all(is_live));
+    assert!(is_live(&mut TcpStream::connect(&address).unwrap()));
+}
