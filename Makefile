@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 REQUIREMENTS := $(BIN)/python scripts/requirements.py
 INSTALL := PATH="$(abspath $(BIN)):$$PATH" $(PIP) install -c requirements.lock --no-build-isolation
 NATIVE := $(shell find crates -name '*.rs' -o -name '*.toml' -o -name '*.proto') Cargo.toml Cargo.lock
-DEBIAN := build-essential git python3-dev python3-venv
+DEBIAN := build-essential curl git python3-dev python3-venv
 WHEEL_GLIBC := manylinux_2_28
 MAKEFLAGS += --no-print-directory
 SHELL := bash
@@ -67,7 +67,7 @@ lint: setup ## format, types, contracts, spelling, licences, sizes
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	$(BIN)/mypy
-	MYPYPATH=scripts $(BIN)/mypy scripts/*.py examples/*.py
+	MYPYPATH=python:scripts:examples $(BIN)/mypy scripts/*.py examples/*.py
 	$(BIN)/stubtest --concise lrai._native
 	PYTHONPATH=python $(BIN)/lint-imports
 	$(BIN)/typos

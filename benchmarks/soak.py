@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ STEPS = 10
 MAX_GROWTH_PERCENT = 2.0
 CONNECTIONS = 64
 CELL_S = 1.0
+SETTLE_S = 1.5
+MAX_SETTLING = 10
 MAX_CELLS = 1000
 """Bounds the run of a server that hardly answers."""
 
@@ -66,15 +69,27 @@ def flood(peer: LraiPeer, client: NativeClient, total: int) -> list[Footprint]:
 
 def cycle(peer: LraiPeer, model: str, count: int) -> list[Footprint]:
     """Unloads and loads the model over and over; each cycle ends with one answer."""
-    found = [footprint(peer, 0)]
+    found = [settled(peer, 0)]
     for done in range(1, count + 1):
         for action in ("unload", "load"):
             _post(peer, f"/v2/repository/models/{model}/{action}", b"{}")
         request = payload("mlp", "json", served_as=model)
         _post(peer, request.path, request.body)
         if done % max(1, count // STEPS) == 0:
-            found.append(footprint(peer, done))
+            found.append(settled(peer, done))
     return found
+
+
+def settled(peer: LraiPeer, done: int) -> Footprint:
+    """The footprint once the server has put away what it no longer needs: it does so every second."""
+    last = footprint(peer, done)
+    for _ in range(MAX_SETTLING):
+        time.sleep(SETTLE_S)
+        now = footprint(peer, done)
+        if now.descriptors == last.descriptors:
+            break
+        last = now
+    return now
 
 
 def _post(peer: LraiPeer, path: str, body: bytes) -> None:

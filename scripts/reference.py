@@ -1,17 +1,20 @@
-"""Writes docs/reference from the code: settings from lrai.config, metrics from the data plane.
+"""Writes docs/reference from the code: settings from lrai.config, metrics from a server.
 
 `--check` compares with the files instead of writing them.
 """
 
 import argparse
+import json
 import re
+import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 from lrai.config import SECTIONS, Setting, settings_of
 
 FOLDER = Path("docs/reference")
-METRICS_SOURCE = Path("crates/dataplane/src/metrics.rs")
+EXAMPLE = Path("examples/python_backend")
 
 SETTINGS_HEAD = """\
 # Settings
@@ -26,15 +29,12 @@ written with a unit (`250ms`, `30s`, `15m`), sizes too (`64MiB`, `2GB`).
 METRICS_HEAD = """\
 # Metrics
 
-Written by `make docs` from the data plane's source; do not edit it here. They are served as
-Prometheus text under `/metrics` on the metrics port and on the HTTP port.
+Written by `make docs` from a running server; do not edit it here. They are served as Prometheus
+text under `/metrics` on the metrics port and on the HTTP port.
 
-| metric | kind | what it says |
-|---|---|---|
+| metric | kind | labels | what it says |
+|---|---|---|---|
 """
-
-# What the page-writing functions of the source render when no kind is named.
-KINDS = {"histogram": "histogram", "reasons": "counter with the label `reason`"}
 
 
 def shown(setting: Setting) -> str:
@@ -67,15 +67,41 @@ def settings_page() -> str:
     return "\n".join(lines)
 
 
+def scrape() -> str:
+    """What a server with one model shows under /metrics."""
+    program = Path(sys.executable).with_name("lrai")
+    ports = [f"--{face}-port=0" for face in ("http", "grpc", "metrics")]
+    command = [str(program), "serve", str(EXAMPLE), "--log-format=json", *ports]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        address = ""
+        for line in server.stderr or ():
+            event = json.loads(line)
+            address = event.get("metrics", address)
+            if event["event"] == "settled":
+                break
+        try:
+            with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
+                return str(response.read(), "utf-8")
+        finally:
+            server.terminate()
+            server.communicate()
+
+
 def metrics_page() -> str:
-    """One row per metric family that the data plane describes."""
-    source = METRICS_SOURCE.read_text(encoding="utf-8")
-    source = re.sub(r'let name = ("lrai_\w+");\s*self\.head\(name', r"self.head(\1", source)
-    call = r'\.(histogram|reasons|numbers|head)\(\s*"(lrai_\w+)",\s*(?:"(\w+)",\s*)?"([^"]+)"'
-    rows = (
-        (name, kind or KINDS[verb], text) for verb, name, kind, text in re.findall(call, source)
-    )
-    return METRICS_HEAD + "".join(f"| `{name}` | {kind} | {text} |\n" for name, kind, text in rows)
+    """One row per metric family of a running server, with the labels that its samples carry."""
+    text = scrape()
+    kinds = dict(re.findall(r"^# TYPE (lrai_\w+) (\w+)$", text, re.MULTILINE))
+    page = METRICS_HEAD
+    for name, sentence in re.findall(r"^# HELP (lrai_\w+) (.+)$", text, re.MULTILINE):
+        samples = re.findall(rf"^{name}(?:_bucket)?{{(.+?)}} ", text, re.MULTILINE)
+        labels = {label for sample in samples for label in re.findall(r'(\w+)="', sample)}
+        shown = ", ".join(f"`{label}`" for label in sorted(labels - {"le"}))
+        page += f"| `{name}` | {kinds[name]} | {shown} | {sentence} |\n"
+    reasons = sorted(set(re.findall(r'^(lrai_\w+){.*reason="(\w+)"', text, re.MULTILINE)))
+    for name in sorted({name for name, _ in reasons}):
+        words = ", ".join(f"`{reason}`" for at, reason in reasons if at == name)
+        page += f"\nReasons of `{name}`: {words}.\n"
+    return page
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,9 +40,8 @@ class LraiPeer(Peer):
         source = models[0].path
         if len(models) > 1:
             source = folder / "models"
-            source.mkdir(exist_ok=True)
-            for link in source.iterdir():
-                link.unlink()
+            shutil.rmtree(source, ignore_errors=True)
+            source.mkdir()
             for model in models:
                 (source / f"{model.name}.onnx").symlink_to(model.path.resolve())
         ports = ("http", "grpc", "metrics")

@@ -92,120 +92,126 @@ OPTIONAL_PORT: Final = Kind(
 )
 
 
-def _setting(default: Any, kind: Kind, doc: str, **more: Any) -> Any:
-    return field(default=default, metadata={"kind": kind, "doc": doc, **more})
+def _setting(default: Any, kind: Kind, **more: str) -> Any:
+    return field(default=default, metadata={"kind": kind, **more})
 
 
 @dataclass(frozen=True)
 class GatewayConfig:
     """Where the server listens, and the limits of its data plane."""
 
-    host: str = _setting(
-        "127.0.0.1", TEXT, "Address to listen on: an IPv4 or IPv6 literal, a name, or unix:/path."
-    )
-    http_port: int = _setting(8000, PORT, "Port of HTTP/1.1 and HTTP/2; 0 = any free port.")
-    grpc_port: int = _setting(8001, PORT, "Port of gRPC; 0 = any free port.")
-    metrics_port: int | None = _setting(
-        8002, OPTIONAL_PORT, "Port of the Prometheus metrics; off = only on the HTTP port."
-    )
-    runtime_threads: int = _setting(
-        1, _integer(1, 256), "Threads that accept and parse; one serves 50,000 small requests/s."
-    )
-    pool_threads: int = _setting(2, _integer(1, 256), "Threads for bodies and answers above 64 KB.")
-    max_connections: int = _setting(10_000, _integer(1), "Most open connections; others wait.")
-    max_body_bytes: int = _setting(64 << 20, SIZE, "Largest request body, decompressed.")
-    max_memory_bytes: int = _setting(1 << 30, SIZE, "Most bytes of bodies and answers in memory.")
-    header_timeout_s: float = _setting(10.0, DURATION, "Time a client has to send its headers.")
-    body_timeout_s: float = _setting(30.0, DURATION, "Time a client has to send its body.")
-    keep_alive_timeout_s: float = _setting(
-        600.0, DURATION, "Time a connection may stay open between two requests."
-    )
-    not_ready_status: str = _setting(
-        "400", _choice("400", "503"), "Status of /v2/health/ready before ready; KServe wants 503."
-    )
+    host: str = _setting("127.0.0.1", TEXT)
+    """Address to listen on: an IPv4 or IPv6 literal, a name, or unix:/path."""
+    http_port: int = _setting(8000, PORT)
+    """Port of HTTP/1.1 and HTTP/2; 0 = any free port."""
+    grpc_port: int = _setting(8001, PORT)
+    """Port of gRPC; 0 = any free port."""
+    metrics_port: int | None = _setting(8002, OPTIONAL_PORT)
+    """Port of the Prometheus metrics; off = only on the HTTP port."""
+    runtime_threads: int = _setting(1, _integer(1, 256))
+    """Threads that accept and parse; one serves 50,000 small requests/s."""
+    pool_threads: int = _setting(2, _integer(1, 256))
+    """Threads for bodies and answers above 64 KB."""
+    max_connections: int = _setting(10_000, _integer(1))
+    """Most open connections; others wait."""
+    max_body_bytes: int = _setting(64 << 20, SIZE)
+    """Largest request body, decompressed."""
+    max_memory_bytes: int = _setting(1 << 30, SIZE)
+    """Most bytes of bodies and answers in memory."""
+    header_timeout_s: float = _setting(10.0, DURATION)
+    """Time a client has to send its headers."""
+    body_timeout_s: float = _setting(30.0, DURATION)
+    """Time a client has to send its body."""
+    keep_alive_timeout_s: float = _setting(600.0, DURATION)
+    """Time a connection may stay open between two requests."""
+    not_ready_status: str = _setting("400", _choice("400", "503"))
+    """Status of /v2/health/ready before ready; KServe wants 503."""
 
 
 @dataclass(frozen=True)
 class RepositoryConfig:
     """Which models are served, and who may change that."""
 
-    path: str = _setting("", TEXT, "An .onnx file, a folder of them, or a model repository.")
-    model_control_mode: str = _setting(
-        "none",
-        _choice("none", "explicit", "poll"),
-        "Who changes the served models: nobody, clients (load, unload), or the files themselves.",
-    )
-    load_model: tuple[str, ...] = _setting(
-        (), NAMES, "With explicit control: models to load at the start; * = all."
-    )
-    poll_secs: float = _setting(
-        15.0, DURATION, "With poll: time between two looks.", flag="--repository-poll-secs"
-    )
-    parallel_loads: int = _setting(4, _integer(1, 256), "Models loaded at the same time.")
-    strict_readiness: bool = _setting(
-        False, BOOLEAN, "Ready only if every model of the start is ready, not merely settled."
-    )
-    exit_on_error: bool = _setting(False, BOOLEAN, "End when a model of the start fails to load.")
+    path: str = _setting("", TEXT)
+    """An .onnx file, a folder of them, or a model repository."""
+    model_control_mode: str = _setting("none", _choice("none", "explicit", "poll"))
+    """Who changes the served models: nobody, clients (load, unload), or the files themselves."""
+    load_model: tuple[str, ...] = _setting((), NAMES)
+    """With explicit control: models to load at the start; * = all."""
+    poll_secs: float = _setting(15.0, DURATION, flag="--repository-poll-secs")
+    """With poll: time between two looks."""
+    parallel_loads: int = _setting(4, _integer(1, 256))
+    """Models loaded at the same time."""
+    strict_readiness: bool = _setting(False, BOOLEAN)
+    """Ready only if every model of the start is ready, not merely settled."""
+    exit_on_error: bool = _setting(False, BOOLEAN)
+    """End when a model of the start fails to load."""
 
 
 @dataclass(frozen=True)
 class ServerConfig:
     """How the process itself behaves."""
 
-    drain_timeout_s: float = _setting(30.0, DURATION, "Time that open requests have at the end.")
-    state: str = _setting("", TEXT, "Folder for what must survive; default $XDG_STATE_HOME/lrai.")
+    drain_timeout_s: float = _setting(30.0, DURATION)
+    """Time that open requests have at the end."""
+    state: str = _setting("", TEXT)
+    """Folder for what must survive; default $XDG_STATE_HOME/lrai."""
 
 
 @dataclass(frozen=True)
 class LogConfig:
     """What is written about events."""
 
-    format: str = _setting(
-        "auto",
-        _choice("auto", "text", "json"),
-        "Text on a terminal, else JSON; or always one.",
-        flag="--log-format",
-    )
-    level: str = _setting(
-        "info", _choice(*LEVELS), "Least serious event that is written.", flag="--log-level"
-    )
-    access_log: bool = _setting(False, BOOLEAN, "Write one line per request.")
+    format: str = _setting("auto", _choice("auto", "text", "json"), flag="--log-format")
+    """Text on a terminal, else JSON; or always one."""
+    level: str = _setting("info", _choice(*LEVELS), flag="--log-level")
+    """Least serious event that is written."""
+    access_log: bool = _setting(False, BOOLEAN)
+    """Write one line per request."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """How a model runs: the server's values are defaults, a model's own lrai.toml wins."""
 
-    backend: str = _setting("", TEXT, "onnxruntime, python or null; empty = by the model's file.")
-    provider: str = _setting("cpu", TEXT, "Execution provider of the engine, such as cpu or cuda.")
-    replicas: int = _setting(1, _integer(1, 1024), "Processes that serve one version.")
-    threads: int = _setting(
-        0, _integer(0, 1024), "Engine threads per replica; 0 = processors / replicas."
-    )
-    max_batch_size: int = _setting(
-        64, _integer(0, 1 << 20), "Most rows in a batch of a batchable model; 0 = never batch."
-    )
-    retry: bool = _setting(
-        True, BOOLEAN, "Run a batch again when its process dies; false for side effects."
-    )
-    execution_timeout_s: float = _setting(30.0, DURATION, "A batch that runs longer is a hang.")
-    load_timeout_s: float = _setting(600.0, DURATION, "A load that takes longer has failed.")
-    memory_limit_bytes: int = _setting(
-        0, SIZE, "Memory of one replica; 0 = half of what the machine grants.", name="memory_limit"
-    )
-    max_queue_requests: int = _setting(1024, _integer(1), "Most requests that wait or run.")
-    max_queue_bytes: int = _setting(256 << 20, SIZE, "Most input bytes that wait or run.")
-    max_output_bytes: int = _setting(256 << 20, SIZE, "Most output bytes of one batch.")
+    backend: str = _setting("", TEXT)
+    """onnxruntime, python or null; empty = by the model's file."""
+    provider: str = _setting("cpu", TEXT)
+    """Execution provider of the engine, such as cpu or cuda."""
+    replicas: int = _setting(1, _integer(1, 1024))
+    """Processes that serve one version."""
+    threads: int = _setting(0, _integer(0, 1024))
+    """Engine threads per replica; 0 = processors / replicas."""
+    max_batch_size: int = _setting(64, _integer(0, 1 << 20))
+    """Most rows in a batch of a batchable model; 0 = never batch."""
+    retry: bool = _setting(True, BOOLEAN)
+    """Run a batch again when its process dies; false for side effects."""
+    execution_timeout_s: float = _setting(30.0, DURATION)
+    """A batch that runs longer is a hang."""
+    load_timeout_s: float = _setting(600.0, DURATION)
+    """A load that takes longer has failed."""
+    memory_limit_bytes: int = _setting(0, SIZE, name="memory_limit")
+    """Memory of one replica; 0 = half of what the machine grants."""
+    max_queue_requests: int = _setting(1024, _integer(1))
+    """Most requests that wait or run."""
+    max_queue_bytes: int = _setting(256 << 20, SIZE)
+    """Most input bytes that wait or run."""
+    max_output_bytes: int = _setting(256 << 20, SIZE)
+    """Most output bytes of one batch."""
 
 
 @dataclass(frozen=True)
 class KnobsConfig:
     """When a batch leaves; all can be set while the server runs."""
 
-    k: int = _setting(0, _integer(0, 1 << 20), "Rows that close a batch; 0 = the maximum.")
-    tau_s: float = _setting(0.0, DURATION, "Age of the oldest row that closes a batch.")
-    slack_s: float = _setting(0.001, DURATION, "Time kept before a request's deadline.")
-    work_conserving: bool = _setting(True, BOOLEAN, "Close the batch when a replica is free.")
+    k: int = _setting(0, _integer(0, 1 << 20))
+    """Rows that close a batch; 0 = the maximum."""
+    tau_s: float = _setting(0.0, DURATION)
+    """Age of the oldest row that closes a batch."""
+    slack_s: float = _setting(0.001, DURATION)
+    """Time kept before a request's deadline."""
+    work_conserving: bool = _setting(True, BOOLEAN)
+    """Close the batch when a replica is free."""
 
 
 @dataclass(frozen=True)
@@ -253,10 +259,17 @@ class Setting:
     name: str
     """The attribute without its unit, because values are written with one."""
     kind: Kind
-    doc: str
     default: Any
     flag: str
     """The command line flag: the name alone, where that says enough."""
+
+    @property
+    def doc(self) -> str:
+        """The text under the field, read from this file: only help and documentation want it."""
+        owner = SECTIONS[self.section].__name__
+        source = Path(__file__).read_text(encoding="utf-8").partition(f"class {owner}:")[2]
+        text = source.partition(f" {self.attribute}: ")[2].split('"""', 2)[1]
+        return " ".join(text.split())
 
     @property
     def variable(self) -> str:
@@ -280,7 +293,7 @@ def settings_of(*sections: str) -> Iterator[Setting]:
             meta = one.metadata
             name = meta.get("name", one.name.removesuffix("_s"))
             flag = meta.get("flag", "--" + name.replace("_", "-"))
-            yield Setting(section, one.name, name, meta["kind"], meta["doc"], one.default, flag)
+            yield Setting(section, one.name, name, meta["kind"], one.default, flag)
 
 
 def load_settings(
@@ -303,8 +316,11 @@ def read_toml(file: Path) -> dict[str, Any]:
     """Read a TOML file."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}", hint="write TOML sections") from error
+    except OSError as error:
+        message = f"{file} cannot be read: {error.strerror}"
+        raise ConfigError(message, hint="name a file of settings in TOML") from error
+    except ValueError as error:
+        raise ConfigError(f"{file} is no TOML: {error}", hint="write [section] field") from error
 
 
 def overlay(settings: Settings, tables: Mapping[str, Any], file: Path, *sections: str) -> Settings:

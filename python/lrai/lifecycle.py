@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,28 +13,17 @@ from lrai.actors.supervisor import Supervisor
 from lrai.config import Settings
 from lrai.errors import LraiError, ModelLoadError, ModelNotFoundError
 from lrai.gateway.faces.triton import model_config
-from lrai.gateway.native import Event, Gateway, IndexRow
+from lrai.gateway.native import Event, Gateway
 from lrai.gateway.oip import model_spec
 from lrai.log import get_log
 from lrai.machine import available_cpus, available_memory_bytes
+from lrai.registry.index import Entry, Index
 from lrai.registry.override import read_override, remove_folder
-from lrai.registry.repository import Fingerprint, ModelSource, Repository, VersionSource
+from lrai.registry.repository import ModelSource, Repository, VersionSource
 from lrai.registry.resolve import ServedModel, model_settings, resolve
 
 _MOST_EARLY_DEATHS: Final = 3
 _log = get_log("models")
-
-
-@dataclass
-class _Entry:
-    """One version in the index, served or not."""
-
-    state: str = ""
-    reason: str = ""
-    key: int | None = None
-    fingerprint: Fingerprint = ()
-    folder: Path | None = None
-    """Files of a load command, removed with the version."""
 
 
 @dataclass
@@ -57,19 +46,11 @@ class Lifecycle:
         self._supervisor = supervisor
         self._slots = asyncio.Semaphore(settings.repository.parallel_loads)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._entries: dict[tuple[str, str], _Entry] = {}
+        self.index = Index(gateway.set_index)
         self._waiting: dict[int, _Waiting] = {}
         self._folders: dict[int, Path] = {}
         self._cpus = available_cpus()
         self._memory_bytes = available_memory_bytes() // 2
-
-    def know(self, names: Iterable[str]) -> None:
-        """Show models in the index that have never been loaded."""
-        shown = {name for name, _ in self._entries}
-        for name in names:
-            if name not in shown:
-                self._entries[name, ""] = _Entry()
-        self._show_index()
 
     async def load(
         self,
@@ -90,11 +71,9 @@ class Lifecycle:
                     await self._load_version(source, version, folder, is_retrying)
                 except LraiError as error:
                     errors.append(error)
-            self._entries.pop((name, ""), None)
             kept = {version.version for version in source.versions}
-            for surplus in self._served(name) - kept if not errors else ():
+            for surplus in self.index.served(name).keys() - kept if not errors else ():
                 self._remove(name, surplus)
-            self._show_index()
             if folder is not None and folder not in self._folders.values():
                 remove_folder(folder)
             if errors:
@@ -103,19 +82,17 @@ class Lifecycle:
     async def unload(self, name: str, is_gone: bool = False) -> None:
         """Take all versions out of service; open requests finish. `is_gone`: forget it too."""
         async with self._locks[name]:
-            known = [key for key in self._entries if key[0] == name]
-            if not known:
+            if name not in self.index.names():
                 raise ModelNotFoundError(f"failed to unload '{name}', no such model is known")
-            for version in self._served(name):
+            for version in self.index.served(name):
                 self._remove(name, version)
-            for key in known if is_gone else []:
-                del self._entries[key]
-            self._show_index()
+            if is_gone:
+                self.index.forget(name)
 
     async def poll(self) -> None:
         """Follow the disk: load what is new or changed, unload what is gone."""
         names = await asyncio.to_thread(self._repository.names)
-        gone = {name for name, _ in self._entries} - set(names)
+        gone = self.index.names() - set(names)
         tasks = [self.unload(name, is_gone=True) for name in sorted(gone)]
         tasks += [self.load(name, is_retrying=False) for name in names]
         for result in await asyncio.gather(*tasks, return_exceptions=True):
@@ -157,33 +134,31 @@ class Lifecycle:
         except ModelNotFoundError:
             raise
         except LraiError as error:
-            if not self._served(name):
-                self._fail(name, "", (), error)
+            if not self.index.served(name):
+                self._fail(name, None, error)
             raise
 
     async def _load_version(
         self, source: ModelSource, version: VersionSource, folder: Path | None, is_retrying: bool
     ) -> None:
         name = source.name
-        entry = self._entries.get((name, version.version), _Entry())
+        entry = self.index.entry(name, version.version)
         is_same = entry.fingerprint == version.fingerprint
         if is_same and (entry.key is not None or not is_retrying):
             return
         if entry.key is None:
-            self._entries[name, version.version] = _Entry(state="LOADING")
-            self._show_index()
+            self.index.set(name, version.version, Entry("LOADING"))
         started = time.monotonic()
         try:
             async with self._slots:
                 key, served = await self._bring_up(source, version)
         except LraiError as error:
             if entry.key is None:
-                self._fail(name, version.version, version.fingerprint, error)
+                self._fail(name, version, error)
             raise
         if folder is not None:
             self._folders[key] = folder
-        self._entries[name, version.version] = _Entry("READY", "", key, version.fingerprint)
-        self._show_index()
+        self.index.set(name, version.version, Entry("READY", "", key, version.fingerprint))
         self._tell(served, time.monotonic() - started)
 
     async def _bring_up(
@@ -230,35 +205,17 @@ class Lifecycle:
             load_timeout_s=model.load_timeout_s,
         )
 
-    def _served(self, name: str) -> set[str]:
-        return {
-            version
-            for (model, version), entry in self._entries.items()
-            if model == name and entry.key is not None
-        }
-
     def _remove(self, name: str, version: str) -> None:
-        entry = self._entries[name, version]
-        if entry.key is not None:
-            self._gateway.remove_model(entry.key)
-        self._entries[name, version] = _Entry("UNAVAILABLE", "unloaded")
+        self._gateway.remove_model(self.index.served(name)[version])
+        self.index.set(name, version, Entry("UNAVAILABLE", "unloaded"))
         _log.info("model_unloaded", f"model '{name}' version {version} is unloaded")
 
-    def _fail(self, name: str, version: str, fingerprint: Fingerprint, error: LraiError) -> None:
+    def _fail(self, name: str, version: VersionSource | None, error: LraiError) -> None:
         """Show the reason in the index; the log says each reason once."""
-        former = self._entries.get((name, version), _Entry())
-        entry = _Entry("UNAVAILABLE", str(error), None, fingerprint)
-        self._entries[name, version] = entry
-        self._show_index()
-        if former.reason != entry.reason:
-            which = f"model '{name}'" + (f" version {version}" if version else "")
+        number, mark = (version.version, version.fingerprint) if version else ("", ())
+        if self.index.fail(name, number, mark, error):
+            which = f"model '{name}'" + (f" version {number}" if number else "")
             _log.error("model_failed", f"{which} is not served: {error}")
-
-    def _show_index(self) -> None:
-        ordered = sorted(self._entries.items(), key=lambda item: (item[0][0], int(item[0][1] or 0)))
-        self._gateway.set_index(
-            [IndexRow(name, version, one.state, one.reason) for (name, version), one in ordered]
-        )
 
     def _tell(self, served: ServedModel, seconds: float) -> None:
         for note in served.notes:

@@ -11,12 +11,13 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Coroutine
 from typing import Any, Final
 
 from lrai.actors.supervisor import Supervisor
 from lrai.config import Settings
-from lrai.errors import LraiError
+from lrai.errors import LraiError, ModelNotFoundError
 from lrai.gateway.native import VERSION, Event, Gateway, open_gateway, parse_model_config
 from lrai.gateway.oip import gateway_config
 from lrai.lifecycle import Lifecycle
@@ -42,6 +43,7 @@ class Server:
         self._stopping = asyncio.Event()
         self._exit_code = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._started_s = time.monotonic()
         self.addresses: dict[str, str] = {}
         """Where each face listens, once it does."""
 
@@ -51,8 +53,8 @@ class Server:
         self.addresses = self._gateway.start()
         self._greet()
         loop.add_reader(self._gateway.event_fd, self._take_events)
+        await self._supervisor.start()
         try:
-            await self._supervisor.start()
             self._spawn(self._tick())
             self._spawn(self._start_models())
             await self._stopping.wait()
@@ -87,7 +89,7 @@ class Server:
     async def _start_models(self) -> None:
         wanted = self._settings.repository
         names = await asyncio.to_thread(self._repository.names)
-        self._lifecycle.know(names)
+        self._lifecycle.index.know(names)
         if wanted.model_control_mode == "explicit" and not self._repository.is_single:
             chosen = wanted.load_model
             names = names if "*" in chosen else list(chosen)
@@ -95,15 +97,16 @@ class Server:
         results = await asyncio.gather(*loads, return_exceptions=True)
         errors = [result for result in results if isinstance(result, BaseException)]
         for error in errors:
-            if not isinstance(error, LraiError):
-                raise error
+            if isinstance(error, ModelNotFoundError) or not isinstance(error, LraiError):
+                _log.error("model_failed", str(error) or repr(error))
         if errors and (wanted.exit_on_error or self._repository.is_single):
             self.stop(exit_code=1)
             return
         ready = not (errors and wanted.strict_readiness)
         self._gateway.set_ready(ready)
         loaded = f"{len(names) - len(errors)} of {len(names)} models"
-        _log.info("settled", f"{loaded} are served; the server is{'' if ready else ' not'} ready")
+        message = f"{loaded} are served; the server is{'' if ready else ' not'} ready"
+        _log.info("settled", message, seconds=round(time.monotonic() - self._started_s, 3))
         _notify("READY=1")
         if wanted.model_control_mode == "poll":
             self._spawn(self._poll(wanted.poll_secs))
@@ -120,27 +123,27 @@ class Server:
         """Let the supervisor look at the data plane's numbers, ten times a second."""
         while True:
             await asyncio.sleep(_TICK_S)
-            self._supervisor.check(self._gateway.observe())
+            try:
+                self._supervisor.check(self._gateway.observe())
+            except Exception as error:  # noqa: BLE001, watching must go on
+                _log.error("check_failed", repr(error))
 
     def _take_events(self) -> None:
         for event in self._gateway.events():
-            self._take(event)
-
-    def _take(self, event: Event) -> None:
-        match event.event:
-            case "replica_ready":
-                self._lifecycle.replica_ready(event)
-            case "replica_lost":
-                self._lifecycle.replica_lost(event)
-            case "command":
-                self._spawn(self._obey(event))
-            case "removed":
-                self._spawn(self._lifecycle.removed(event.key))
-            case "poison":
-                message = f"a request is refused for ten minutes: it {event.reason}"
-                _log.warning("poison", message, digest=event.digest)
-            case kind:
-                _log.write(LEVELS[event.level], kind, event.message, {})
+            match event.event:
+                case "replica_ready":
+                    self._lifecycle.replica_ready(event)
+                case "replica_lost":
+                    self._lifecycle.replica_lost(event)
+                case "command":
+                    self._spawn(self._obey(event))
+                case "removed":
+                    self._spawn(self._lifecycle.removed(event.key))
+                case "poison":
+                    message = f"a request is refused for ten minutes: it {event.reason}"
+                    _log.warning("poison", message, digest=event.digest)
+                case kind:
+                    _log.write(LEVELS[event.level], kind, event.message, {})
 
     async def _obey(self, command: Event) -> None:
         code, message = "", ""
@@ -178,8 +181,7 @@ class Server:
     def _finish(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            _log.error("task_failed", f"{error!r}; the server stops")
-            self.stop(exit_code=1)
+            _log.error("task_failed", repr(error))
 
 
 def _notify(state: str) -> None:
@@ -224,7 +226,11 @@ async def serve(settings: Settings) -> int:
 
 def main() -> int:
     """Read the settings from the environment and serve."""
-    settings = Settings.from_json(os.environ.pop(SETTINGS_VARIABLE))
+    text = os.environ.pop(SETTINGS_VARIABLE, "")
+    if not text:
+        print("error: lrai.server was started by itself hint: use lrai serve", file=sys.stderr)  # noqa: T201
+        return 2
+    settings = Settings.from_json(text)
     start_log(settings.log.format, settings.log.level)
     _raise_descriptor_limit()
     try:

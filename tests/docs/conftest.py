@@ -1,5 +1,6 @@
 """A real server with the examples' model, for the pages and programs that talk to one."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -24,18 +25,30 @@ def wait_for(process, log, event):
 
 
 @pytest.fixture(scope="session")
-def polarity_server(tmp_path_factory):
+def serve(tmp_path_factory):
+    """A context manager: `lrai serve PATH` on free ports, its addresses by face."""
+
+    @contextlib.contextmanager
+    def serving(path):
+        log = tmp_path_factory.mktemp("server") / "log"
+        program = Path(sys.executable).with_name("lrai")
+        ports = [f"--{face}-port=0" for face in ("http", "grpc", "metrics")]
+        with log.open("wb") as lines:
+            command = [program, "serve", path, "--log-format=json", *ports]
+            process = subprocess.Popen(command, stderr=lines)
+        try:
+            addresses = wait_for(process, log, "listening")
+            wait_for(process, log, "settled")
+            yield addresses
+        finally:
+            process.terminate()
+            assert process.wait(timeout=10) == 0
+
+    return serving
+
+
+@pytest.fixture(scope="session")
+def polarity_server(serve):
     """Addresses of `lrai serve examples/python_backend` by face."""
-    log = tmp_path_factory.mktemp("server") / "log"
-    program = Path(sys.executable).with_name("lrai")
-    ports = [f"--{face}-port=0" for face in ("http", "grpc", "metrics")]
-    command = [program, "serve", ROOT / "examples/python_backend", "--log-format=json", *ports]
-    with log.open("wb") as lines:
-        process = subprocess.Popen(command, stderr=lines)
-    try:
-        addresses = wait_for(process, log, "listening")
-        wait_for(process, log, "settled")
+    with serve(ROOT / "examples/python_backend") as addresses:
         yield addresses
-    finally:
-        process.terminate()
-        assert process.wait(timeout=10) == 0

@@ -48,3 +48,9 @@ def test_grpc_client_asks(polarity_server):
         "'fast and safe' is good",
         "'slow and wrong' is bad",
     ]
+
+
+def test_engine_answers_like_the_trained_model():
+    lines = run_example("engine.py")
+    assert lines[0] == "450 of 450 answers equal the trained model's"
+    assert lines[-1].endswith("of 451 took longer than 1 ms")

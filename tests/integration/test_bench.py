@@ -13,7 +13,6 @@ import pytest
 
 from lrai.cli.main import main
 
-
 ASKED = Event()
 
 

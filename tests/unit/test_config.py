@@ -96,8 +96,13 @@ def test_file_of_a_model_may_only_set_the_model() -> None:
 def test_broken_toml_is_a_sentence(tmp_path: Path) -> None:
     file = tmp_path / "lrai.toml"
     file.write_text("[gateway\n")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="is no TOML: "):
         read_toml(file)
+
+
+def test_absent_file_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent cannot be read: No such file .* hint: "):
+        read_toml(tmp_path / "absent")
 
 
 def test_toml_values_keep_their_meaning(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ async def test_lost_replica_reaches_the_supervisor_with_its_offence(world: Any) 
 
 
 async def test_known_models_stand_in_the_index_by_name_alone(world: Any) -> None:
-    world.lifecycle().know(["b", "a"])
+    world.lifecycle().index.know(["b", "a"])
     assert world.native.index == [
         {"name": name, "version": "", "state": "", "reason": ""} for name in ("a", "b")
     ]

@@ -120,6 +120,39 @@ async def test_polling_server_follows_the_disk(world: Any) -> None:
     await running
 
 
+async def test_unknown_model_to_load_is_told(world: Any, caplog: pytest.LogCaptureFixture) -> None:
+    server, running = await started(world, model_control_mode="explicit", load_model="absent")
+    assert any("failed to load 'absent'" in record.message for record in caplog.records)
+    server.stop()
+    assert await running == 0
+
+
+async def test_defect_in_watching_does_not_end_the_server(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+
+    def fail(_: object) -> None:
+        looks.append(1)
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(world.supervisor, "check", fail)
+    server, running = await started(world)
+    await world.until(lambda: len(looks) >= 2)
+    server.stop()
+    assert await running == 0
+
+
+def test_server_started_by_itself_says_how_to_start_it() -> None:
+    child = subprocess.run(
+        [sys.executable, "-m", "lrai.server"], capture_output=True, text=True, check=False
+    )
+    assert (child.returncode, child.stderr) == (
+        2,
+        "error: lrai.server was started by itself hint: use lrai serve\n",
+    )
+
+
 async def test_supervisor_looks_ten_times_a_second(world: Any) -> None:
     server, running = await started(world)
     await world.until(lambda: world.supervisor.checks >= 2)

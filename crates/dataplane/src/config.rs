@@ -17,8 +17,6 @@ pub struct Config {
     pub grpc_port: u16,
     /// Prometheus text; 0 = any free port, absent = `/metrics` on the HTTP port only.
     pub metrics_port: Option<u16>,
-    /// A further Unix socket that speaks HTTP and gRPC.
-    pub unix: Option<String>,
     /// Threads that accept, parse and answer.
     pub threads: usize,
     /// Threads that parse and encode bodies above 64 KB, shared by all.
@@ -54,7 +52,6 @@ impl Default for Config {
             http_port: 8000,
             grpc_port: 8001,
             metrics_port: Some(8002),
-            unix: None,
             threads: 1,
             pool_threads: 2,
             max_connections: 16_384,

@@ -8,6 +8,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
 use crate::error::Error;
+use crate::stats::Refusal;
 use crate::status;
 
 /// What clients read as JSON.
@@ -19,8 +20,8 @@ pub type Reply = Response<Full<Bytes>>;
 /// Why a request is not answered as it wished.
 #[derive(Debug)]
 pub struct Fault {
-    status: StatusCode,
-    message: Cow<'static, str>,
+    pub(crate) status: StatusCode,
+    pub(crate) message: Cow<'static, str>,
     header: Option<(HeaderName, HeaderValue)>,
 }
 
@@ -63,6 +64,16 @@ impl Fault {
             status: StatusCode::NOT_IMPLEMENTED,
             message: "Unsupported compression type".into(),
             header: Some((ACCEPT_ENCODING, HeaderValue::from_static("gzip, deflate"))),
+        }
+    }
+
+    /// As what a model counts it.
+    pub fn refusal(&self) -> Refusal {
+        match self.status {
+            StatusCode::SERVICE_UNAVAILABLE => Refusal::BytesFull,
+            StatusCode::PAYLOAD_TOO_LARGE => Refusal::TooLarge,
+            StatusCode::REQUEST_TIMEOUT => Refusal::Deadline,
+            _ => Refusal::Invalid,
         }
     }
 

@@ -1,49 +1,46 @@
-//! gRPC messages on HTTP/2: the five-byte prefix, compression, and how a call ends.
+//! gRPC on HTTP/2: the five-byte prefix of messages, compression, and how a call ends.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Response};
-use http_body_util::BodyExt;
+use bytes::{Buf, Bytes};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use hyper::body::{Body, Frame};
-use tokio::sync::mpsc;
 use tonic::Status;
 
 use crate::body::{Coding, Received};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::memory::{Held, Memory};
+use crate::fault::Fault;
+use crate::memory::Memory;
 use crate::pool::LARGE;
 use crate::status;
 
 /// Bytes before each message: one flag (compressed or not) and the length, big-endian.
 pub const PREFIX: usize = 5;
 
-/// Every extra second for the rest of a message is earned by so many bytes.
-const BYTES_PER_SECOND: u64 = 64 << 10;
-
 /// The names that `grpc-accept-encoding` carries.
 const ACCEPTED: &str = "identity,gzip,deflate";
 
-/// What a request's messages are compressed with, if they are flagged as compressed.
-pub fn coding(headers: &HeaderMap) -> Result<Option<Coding>> {
-    match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
-        None | Some(b"identity") => Ok(None),
-        Some(b"gzip") => Ok(Some(Coding::Gzip)),
-        Some(b"deflate") => Ok(Some(Coding::Deflate)),
-        Some(other) => Err(Error::unsupported(format!(
-            "grpc-encoding '{}' is not supported, hint: use one of {ACCEPTED}",
-            String::from_utf8_lossy(other)
-        ))),
-    }
-}
-
-/// Answers are compressed as the request was, if the client says that it accepts that.
-pub fn coding_back(coding: Option<Coding>, headers: &HeaderMap) -> Option<Coding> {
-    let accepted = headers.get("grpc-accept-encoding")?.to_str().ok()?;
-    coding.filter(|coding| accepted.split(',').any(|name| coding.header() == name.trim()))
+/// What a request's messages are compressed with (if flagged so), and what its answers shall be: the same, if the
+/// client says that it accepts that.
+pub fn codings(headers: &HeaderMap) -> Result<(Option<Coding>, Option<Coding>)> {
+    let coding = match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
+        None | Some(b"identity") => return Ok((None, None)),
+        Some(b"gzip") => Coding::Gzip,
+        Some(b"deflate") => Coding::Deflate,
+        Some(other) => {
+            let name = String::from_utf8_lossy(other);
+            return Err(Error::unsupported(format!(
+                "grpc-encoding '{name}' is not supported, hint: use one of {ACCEPTED}"
+            )));
+        }
+    };
+    let accepted =
+        headers.get("grpc-accept-encoding").and_then(|names| names.to_str().ok()).unwrap_or_default();
+    let is_accepted = accepted.split(',').any(|name| coding.header() == name.trim());
+    Ok((Some(coding), is_accepted.then_some(coding)))
 }
 
 /// One message as it came in.
@@ -53,6 +50,40 @@ pub struct Framed {
 }
 
 impl Framed {
+    /// Takes the first message out of what has been received; `None` = it is not complete.
+    pub fn take(received: &mut Received, config: &Config, memory: &Memory) -> Result<Option<Self>> {
+        let Some(([flag, len @ ..], rest)) = received.data.split_first_chunk::<PREFIX>() else {
+            return Ok(None);
+        };
+        let (len, limit) = (u32::from_be_bytes(*len) as usize, config.max_body_bytes);
+        if *flag > 1 {
+            let what = format!("a message begins with the flag {flag}, hint: 0 or 1 are possible");
+            return Err(Error::internal(what));
+        }
+        if len > limit {
+            return Err(Error::too_large(format!(
+                "a message of {len} bytes exceeds the maximum allowed value of {limit} bytes, hint: raise --max-body-bytes"
+            )));
+        }
+        if rest.len() < len {
+            return Ok(None);
+        }
+        let compressed = *flag == 1;
+        received.data.advance(PREFIX);
+        let data = received.data.split_to(len);
+        let held = std::mem::replace(&mut received.held, memory.hold());
+        Ok(Some(Self { message: Received { data, held }, compressed }))
+    }
+
+    /// The message of a unary call, whose whole body has been received.
+    pub fn only(mut body: Received, config: &Config, memory: &Memory) -> Result<Self> {
+        match Self::take(&mut body, config, memory)? {
+            Some(message) if body.data.is_empty() => Ok(message),
+            Some(_) => Err(Error::unsupported("a unary call takes one message, this one has more")),
+            None => Err(Error::internal("the call ended within a message")),
+        }
+    }
+
     /// Whether decoding it would hold up a runtime thread; what a compressed one expands to is not known before.
     pub fn is_large(&self) -> bool {
         self.compressed || self.message.data.len() > LARGE
@@ -63,111 +94,10 @@ impl Framed {
         match coding {
             _ if !self.compressed => Ok(self.message),
             Some(coding) => coding.unpack(&self.message, limit, memory),
-            None => Err(Error::internal("the message is flagged as compressed, but grpc-encoding is not set")),
-        }
-    }
-}
-
-/// Reads messages from a request's body.
-pub struct Messages<B> {
-    body: B,
-    buffer: Bytes,
-    held: Held,
-    memory: Memory,
-    limit: usize,
-    patience: Duration,
-}
-
-impl<B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin> Messages<B> {
-    /// `config` bounds a message's size and the time it may take.
-    pub fn new(body: B, config: &Config, memory: &Memory) -> Self {
-        Self {
-            body,
-            buffer: Bytes::new(),
-            held: memory.hold(),
-            memory: memory.clone(),
-            limit: config.max_body_bytes,
-            patience: Duration::from_millis(config.body_timeout_ms),
-        }
-    }
-
-    /// The only message of a unary call.
-    pub async fn only(&mut self) -> Result<Framed> {
-        let message = self.read(true).await?.ok_or_else(|| Error::internal("the call has no message"))?;
-        // Read to the end, or the client would see its stream reset.
-        if self.buffer.is_empty() && (self.body.is_end_stream() || self.read(true).await?.is_none()) {
-            return Ok(message);
-        }
-        Err(Error::unsupported("a unary call takes one message, this one has more"))
-    }
-
-    /// The next message of a stream, however long the client takes to begin it.
-    pub async fn next(&mut self) -> Result<Option<Framed>> {
-        self.read(false).await
-    }
-
-    async fn read(&mut self, hurry: bool) -> Result<Option<Framed>> {
-        loop {
-            if let Some(message) = self.split()? {
-                return Ok(Some(message));
-            }
-            let chunk = if hurry || !self.buffer.is_empty() {
-                let earned = Duration::from_secs(self.buffer.len() as u64 / BYTES_PER_SECOND);
-                tokio::time::timeout(self.patience + earned, self.chunk())
-                    .await
-                    .map_err(|_| Error::invalid("the message did not arrive in time"))??
-            } else {
-                self.chunk().await?
-            };
-            match chunk {
-                None if self.buffer.is_empty() => return Ok(None),
-                None => return Err(Error::internal("the call ended within a message")),
-                Some(chunk) if self.buffer.is_empty() => self.buffer = chunk,
-                Some(chunk) => {
-                    self.held.grow(self.buffer.len() + chunk.len())?;
-                    // Our own bytes come back with their spare room: growing is amortised.
-                    let mut gathered = BytesMut::from(std::mem::take(&mut self.buffer));
-                    gathered.extend_from_slice(&chunk);
-                    self.buffer = gathered.freeze();
-                }
+            None => {
+                Err(Error::internal("the message is flagged as compressed, but grpc-encoding is not set"))
             }
         }
-    }
-
-    async fn chunk(&mut self) -> Result<Option<Bytes>> {
-        while let Some(frame) = self.body.frame().await {
-            let frame = frame.map_err(|error| Error::cancelled(format!("the call broke off: {error}")))?;
-            if let Ok(data) = frame.into_data()
-                && !data.is_empty()
-            {
-                return Ok(Some(data));
-            }
-        }
-        Ok(None)
-    }
-
-    fn split(&mut self) -> Result<Option<Framed>> {
-        let Some(([flag, len @ ..], rest)) = self.buffer.split_first_chunk::<PREFIX>() else {
-            return Ok(None);
-        };
-        let len = u32::from_be_bytes(*len) as usize;
-        if *flag > 1 {
-            return Err(Error::internal(format!("a message begins with the flag {flag}, hint: 0 or 1 are possible")));
-        }
-        if len > self.limit {
-            return Err(Error::too_large(format!(
-                "a message of {len} bytes exceeds the maximum allowed value of {} bytes, hint: raise --max-body-bytes",
-                self.limit
-            )));
-        }
-        if rest.len() < len {
-            return Ok(None);
-        }
-        let compressed = *flag == 1;
-        self.held.grow(len)?;
-        self.buffer.advance(PREFIX);
-        let (data, held) = (self.buffer.split_to(len), std::mem::replace(&mut self.held, self.memory.hold()));
-        Ok(Some(Framed { message: Received { data, held }, compressed }))
     }
 }
 
@@ -185,9 +115,8 @@ pub fn finish(mut buffer: Vec<u8>, coding: Option<Coding>) -> Result<Vec<u8>> {
         buffer.extend_from_slice(&packed);
         buffer[0] = 1;
     }
-    let Ok(len) = u32::try_from(buffer.len() - PREFIX) else {
-        return Err(Error::too_large("the answer is larger than 4 GiB, which gRPC cannot carry"));
-    };
+    let len = u32::try_from(buffer.len() - PREFIX)
+        .map_err(|_| Error::too_large("the answer is larger than 4 GiB, which gRPC cannot carry"))?;
     buffer[1..PREFIX].copy_from_slice(&len.to_be_bytes());
     Ok(buffer)
 }
@@ -198,36 +127,31 @@ impl From<Error> for Status {
     }
 }
 
+/// Bodies are read alike for both protocols, and refused with an HTTP status.
+impl From<Fault> for Status {
+    fn from(fault: Fault) -> Self {
+        let code = match fault.status {
+            StatusCode::REQUEST_TIMEOUT => tonic::Code::DeadlineExceeded,
+            StatusCode::PAYLOAD_TOO_LARGE => tonic::Code::ResourceExhausted,
+            StatusCode::SERVICE_UNAVAILABLE => tonic::Code::Unavailable,
+            _ => tonic::Code::InvalidArgument,
+        };
+        Self::new(code, fault.message)
+    }
+}
+
 /// The body of an answer.
+#[derive(Default)]
 pub enum GrpcBody {
     /// One message, then the trailers of a call that succeeded.
-    Message(Option<Bytes>),
-    /// Messages as they come, then trailers.
-    Stream(mpsc::Receiver<Result<Bytes, Status>>),
-    /// All has been said in the headers, or in the trailers just sent.
+    Message(Bytes),
+    /// Those trailers.
+    Success,
+    /// All has been said, in the headers or before.
+    #[default]
     Done,
-    /// Made by a tonic service.
-    Tonic(tonic::body::Body),
-}
-
-impl Default for GrpcBody {
-    fn default() -> Self {
-        Self::Done
-    }
-}
-
-fn trailers(status: &Status) -> Frame<Bytes> {
-    let mut headers = HeaderMap::with_capacity(2);
-    if status.add_header(&mut headers).is_err() {
-        headers.insert("grpc-status", HeaderValue::from_static("13"));
-    }
-    Frame::trailers(headers)
-}
-
-fn success() -> Frame<Bytes> {
-    let mut headers = HeaderMap::with_capacity(1);
-    headers.insert("grpc-status", HeaderValue::from_static("0"));
-    Frame::trailers(headers)
+    /// A stream's, or that of a tonic service.
+    Boxed(tonic::body::Body),
 }
 
 impl Body for GrpcBody {
@@ -238,30 +162,29 @@ impl Body for GrpcBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = match &mut *self {
-            Self::Message(message) => match message.take() {
-                Some(message) => return Poll::Ready(Some(Ok(Frame::data(message)))),
-                None => success(),
-            },
-            Self::Stream(messages) => match std::task::ready!(messages.poll_recv(context)) {
-                Some(Ok(message)) => return Poll::Ready(Some(Ok(Frame::data(message)))),
-                Some(Err(status)) => trailers(&status),
-                None => success(),
-            },
-            Self::Done => return Poll::Ready(None),
-            Self::Tonic(body) => return Pin::new(body).poll_frame(context),
-        };
-        *self = Self::Done;
-        Poll::Ready(Some(Ok(frame)))
+        if let Self::Boxed(body) = &mut *self {
+            return Pin::new(body).poll_frame(context);
+        }
+        Poll::Ready(match std::mem::take(&mut *self) {
+            Self::Message(message) => {
+                *self = Self::Success;
+                Some(Ok(Frame::data(message)))
+            }
+            Self::Success => Some(Ok(trailers(&Status::ok("")))),
+            Self::Done | Self::Boxed(_) => None,
+        })
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Done => true,
-            Self::Message(_) | Self::Stream(_) => false,
-            Self::Tonic(body) => body.is_end_stream(),
-        }
+        matches!(self, Self::Done)
     }
+}
+
+/// How a call ended.
+pub fn trailers(status: &Status) -> Frame<Bytes> {
+    let mut headers = HeaderMap::with_capacity(2);
+    status.add_header(&mut headers).expect("a message is percent-encoded");
+    Frame::trailers(headers)
 }
 
 /// A call that ends before it has answered anything.
@@ -285,22 +208,22 @@ pub fn answer(body: GrpcBody, coding: Option<Coding>) -> Response<GrpcBody> {
 
 /// The time that a client gives a call: at most eight digits and a unit.
 pub fn timeout(headers: &HeaderMap) -> Result<Option<Duration>> {
-    let Some(value) = headers.get("grpc-timeout") else {
-        return Ok(None);
-    };
-    let parsed = value.to_str().ok().filter(|text| text.len() <= 9).and_then(|text| {
+    let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
+    let parsed = value.to_str().ok().and_then(|text| {
         let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-        let count = digits.parse::<u32>().ok()?;
-        match unit {
-            "H" => Some(Duration::from_secs(u64::from(count) * 3600)),
-            "M" => Some(Duration::from_secs(u64::from(count) * 60)),
-            "S" => Some(Duration::from_secs(count.into())),
-            "m" => Some(Duration::from_millis(count.into())),
-            "u" => Some(Duration::from_micros(count.into())),
-            "n" => Some(Duration::from_nanos(count.into())),
-            _ => None,
-        }
+        let nanos = match unit {
+            "H" => 3_600_000_000_000,
+            "M" => 60_000_000_000,
+            "S" => 1_000_000_000,
+            "m" => 1_000_000,
+            "u" => 1_000,
+            "n" => 1,
+            _ => return None,
+        };
+        let count = digits.parse::<u64>().ok().filter(|_| digits.len() <= 8)?;
+        Some(Duration::from_nanos(count.saturating_mul(nanos)))
     });
-    let hint = || Error::invalid(format!("grpc-timeout {value:?} is not a time, hint: for example 500m or 2S"));
+    let hint =
+        || Error::invalid(format!("grpc-timeout {value:?} is not a time, hint: for example 500m or 2S"));
     parsed.map(Some).ok_or_else(hint)
 }

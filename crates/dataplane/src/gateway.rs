@@ -7,7 +7,7 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -22,16 +22,14 @@ use crate::access::AccessLog;
 use crate::connection::Connection;
 use crate::dataplane::Dataplane;
 use crate::error::{Error, Result};
+use crate::faces::metrics::{self, ModelMetrics};
 use crate::fault::Fault;
 use crate::framing::GrpcBody;
-use crate::metrics::{self, GatewayMetrics, ModelMetrics};
+use crate::models::Model;
 use crate::{grpc, http as http_face};
 
 /// Any face's answer.
 pub type Answer = Response<Either<Full<Bytes>, GrpcBody>>;
-
-/// Statuses that are counted one by one; the last one takes all others.
-const STATUSES: [u16; 10] = [200, 400, 404, 405, 408, 413, 500, 501, 503, 0];
 
 /// The state behind all connections.
 pub struct Gateway {
@@ -43,7 +41,6 @@ pub struct Gateway {
     draining: AtomicBool,
     started: Instant,
     now_ms: AtomicU64,
-    statuses: [AtomicU64; STATUSES.len()],
     access: Option<AccessLog>,
 }
 
@@ -58,7 +55,6 @@ impl Gateway {
             draining: AtomicBool::new(false),
             started: Instant::now(),
             now_ms: AtomicU64::new(0),
-            statuses: std::array::from_fn(|_| AtomicU64::new(0)),
             access,
             dataplane,
         })
@@ -95,7 +91,7 @@ impl Gateway {
     /// Moves the clock and ends connections that have overstayed; never returns.
     pub async fn sweep_task(self: Arc<Self>) {
         let config = &self.dataplane.config;
-        let shortest = config.header_timeout_ms.min(config.body_timeout_ms).min(config.keep_alive_timeout_ms);
+        let shortest = config.header_timeout_ms.min(config.keep_alive_timeout_ms);
         let mut turns = tokio::time::interval(Duration::from_millis((shortest / 4).clamp(10, 1000)));
         loop {
             turns.tick().await;
@@ -114,25 +110,21 @@ impl Gateway {
     /// Prometheus text.
     pub fn metrics(&self) -> String {
         let models = self.dataplane.models();
-        let model = |model: &'_ Arc<crate::models::Model>| model.stats.snapshot();
-        let numbers: Vec<_> = models.iter().map(model).collect();
-        let models: Vec<_> = models
-            .iter()
-            .zip(numbers)
-            .map(|(model, numbers)| ModelMetrics {
-                name: &model.spec.name,
-                version: &model.spec.version,
-                numbers,
-            })
-            .collect();
-        let count = |(status, count): (&u16, &AtomicU64)| (*status, count.load(Relaxed));
-        let gateway = GatewayMetrics {
-            connections: self.open_connections(),
-            memory_bytes: self.dataplane.memory.used(),
-            responses: STATUSES.iter().zip(&self.statuses).map(count).collect(),
-            dropped_log_lines: self.access.as_ref().map_or(0, AccessLog::dropped),
+        let model = |model: &Arc<Model>| {
+            ModelMetrics::new(&model.spec.name, &model.spec.version, model.stats.snapshot())
         };
-        metrics::render(&models, &gateway)
+        let models: Vec<_> = models.iter().map(model).collect();
+        let dropped = self.access.as_ref().map_or(0, AccessLog::dropped);
+        let gauges = [
+            ("lrai_connections", "Open connections.", self.open_connections() as u64),
+            (
+                "lrai_memory_bytes",
+                "Bytes of bodies and answers in memory.",
+                self.dataplane.memory.used() as u64,
+            ),
+            ("lrai_access_log_dropped_lines", "Lines that found no room in the access log.", dropped),
+        ];
+        metrics::render(&models, &gauges)
     }
 
     /// Answers one request of a connection; a panic costs this request only.
@@ -142,7 +134,7 @@ impl Gateway {
         request: Request<Incoming>,
     ) -> Result<Answer, Infallible> {
         let _busy = connection.begin();
-        let line = self.access.as_ref().map(|log| (log, Line::new(connection, &request)));
+        let line = self.access.as_ref().map(|log| (log, log_line(connection, &request), Instant::now()));
         let is_grpc = is_grpc(&request);
         if connection.is_metrics_only && request.uri().path() != "/metrics" {
             return Ok(Fault::path(request.uri().path()).reply().map(Either::Left));
@@ -156,18 +148,13 @@ impl Gateway {
             }
         });
         let answer = unless_panicked(answered).await.unwrap_or_else(|| panicked(is_grpc));
-        if !is_grpc {
-            self.count(answer.status().as_u16());
-        }
-        if let Some((log, line)) = line {
-            log.log(&line.end(&answer));
+        if let Some((log, mut line, began)) = line {
+            line["status"] = json!(answer.status().as_u16());
+            line["response_bytes"] = json!(answer.body().size_hint().exact());
+            line["duration_seconds"] = json!(began.elapsed().as_secs_f64());
+            log.log(&line);
         }
         Ok(answer)
-    }
-
-    fn count(&self, status: u16) {
-        let index = STATUSES.iter().position(|known| *known == status).unwrap_or(STATUSES.len() - 1);
-        self.statuses[index].fetch_add(1, Relaxed);
     }
 }
 
@@ -198,31 +185,16 @@ fn panicked(is_grpc: bool) -> Answer {
     Fault::from(Error::internal(message)).reply().map(Either::Left)
 }
 
-/// A line of the access log under way.
-struct Line {
-    line: serde_json::Value,
-    started: Instant,
-}
-
-impl Line {
-    fn new(connection: &Connection, request: &Request<Incoming>) -> Self {
-        let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let line = json!({
-            "time": time.as_secs_f64(),
-            "client": connection.client(),
-            "method": request.method().as_str(),
-            "path": request.uri().path(),
-            "request_bytes": request.body().size_hint().exact(),
-        });
-        Self { line, started: Instant::now() }
-    }
-
-    fn end(mut self, answer: &Answer) -> serde_json::Value {
-        self.line["status"] = json!(answer.status().as_u16());
-        self.line["response_bytes"] = json!(answer.body().size_hint().exact());
-        self.line["duration_seconds"] = json!(self.started.elapsed().as_secs_f64());
-        self.line
-    }
+/// A request's line of the access log, complete but for its answer.
+fn log_line(connection: &Connection, request: &Request<Incoming>) -> serde_json::Value {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    json!({
+        "time": time.as_secs_f64(),
+        "client": connection.client,
+        "method": request.method().as_str(),
+        "path": request.uri().path(),
+        "request_bytes": request.body().size_hint().exact(),
+    })
 }
 
 #[cfg(test)]

@@ -16,10 +16,9 @@ use crate::body::{self, Coding};
 use crate::dataplane::Dataplane;
 use crate::encode::encode;
 use crate::error::{Code, Error, Result};
-use crate::faces;
+use crate::faces::{self, metrics};
 use crate::fault::{Fault, JSON, Reply, json, reply};
 use crate::gateway::Gateway;
-use crate::metrics;
 use crate::models::Model;
 use crate::pool::LARGE;
 use crate::request::{parse_binary, parse_json, parse_raw, tag};
@@ -236,7 +235,8 @@ async fn infer(
     let coding = Coding::of_request(headers)?;
     let packing = Coding::wanted(headers);
     let (config, memory) = (&dataplane.config, &dataplane.memory);
-    let received = body::read(incoming, config, memory).await?;
+    let received = body::read(incoming, config, memory).await;
+    let received = received.inspect_err(|fault| model.stats.refused(fault.refusal(), 0))?;
     let head = headers.get(&HEAD_LENGTH);
     let ticket = if let Some(coding) = coding {
         let (head, limit, memory) = (head.cloned(), config.max_body_bytes, memory.clone());

@@ -30,7 +30,6 @@ pub mod models;
 
 // what all faces stand on
 pub mod memory;
-pub mod metrics;
 pub mod pool;
 pub mod proto;
 pub mod status;

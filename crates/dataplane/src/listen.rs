@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -12,9 +12,8 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 use socket2::{Domain, SockAddr, Socket, Type};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::runtime::{self, Runtime};
+use tokio::runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::config::Config;
@@ -50,7 +49,6 @@ pub struct Running {
     accepts: watch::Sender<bool>,
     runs: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
-    socket_file: Option<PathBuf>,
 }
 
 impl Running {
@@ -73,7 +71,7 @@ impl Running {
             // A thread ends by returning: panics are caught by the tasks they happen in.
             drop(thread.join());
         }
-        if let Some(path) = self.socket_file.take() {
+        if let Some(path) = self.addresses.unix.take() {
             // Somebody may have removed it already.
             drop(fs::remove_file(path));
         }
@@ -88,32 +86,13 @@ impl Drop for Running {
 
 /// Binds every port, then starts the threads that accept, parse and answer.
 pub fn serve(dataplane: &Arc<Dataplane>) -> Result<Running> {
-    let config = &dataplane.config;
     raise_descriptor_limit();
-    let mut doors = vec![Vec::new(); config.threads];
-    let (mut addresses, mut socket_file) = (Addresses::default(), None);
-    let path = config.host.strip_prefix("unix:");
-    if path.is_none() {
-        addresses.http = Some(open(config, config.http_port, "http", &mut doors)?);
-        addresses.grpc = Some(open(config, config.grpc_port, "grpc", &mut doors)?);
-    }
-    for path in path.into_iter().chain(config.unix.as_deref()).take(1) {
-        let socket = bind_path(Path::new(path)).map_err(|why| cannot("unix", path, &why))?;
-        doors[0].push(Door { socket: Arc::new(socket), kind: Kind::Unix });
-        socket_file = Some(PathBuf::from(path));
-        addresses.unix = Some(path.to_owned());
-    }
-    if let Some(port) = config.metrics_port {
-        let host = if path.is_some() { "127.0.0.1" } else { &config.host };
-        let socket = bind_port(host, port, false).map_err(|why| cannot("metrics", &at(host, port), &why))?;
-        addresses.metrics = Some(local_address(&socket)?);
-        doors[0].push(Door { socket: Arc::new(socket), kind: Kind::Metrics });
-    }
+    let (doors, addresses) = open(&dataplane.config)?;
     let gateway = Arc::new(Gateway::new(Arc::clone(dataplane))?);
     let (accepts, accepting) = watch::channel(true);
     let (runs, running) = watch::channel(true);
-    let mut started = Running { addresses, gateway, accepts, runs, threads: Vec::new(), socket_file };
-    for (index, doors) in doors.into_iter().enumerate() {
+    let mut started = Running { addresses, gateway, accepts, runs, threads: Vec::new() };
+    for index in 0..dataplane.config.threads {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -122,37 +101,26 @@ pub fn serve(dataplane: &Arc<Dataplane>) -> Result<Running> {
             dataplane.set_runtime(runtime.handle().clone());
             runtime.spawn(Arc::clone(&started.gateway).sweep_task());
         }
-        let accept = Accept { gateway: Arc::clone(&started.gateway), accepting: accepting.clone() };
-        let thread = start_thread(index, runtime, accept, doors, running.clone())?;
-        started.threads.push(thread);
+        for door in &doors {
+            let door =
+                door.share().map_err(|error| Error::internal(format!("cannot share a port: {error}")))?;
+            runtime.spawn(accept_task(Arc::clone(&started.gateway), door, accepting.clone()));
+        }
+        let mut running = running.clone();
+        // An error means that the other side is gone, which ends the thread as well.
+        let run = move || runtime.block_on(async { drop(running.wait_for(|running| !running).await) });
+        let thread = thread::Builder::new().name(format!("lrai-gateway-{index}")).spawn(run);
+        started
+            .threads
+            .push(thread.map_err(|error| Error::internal(format!("cannot start a thread: {error}")))?);
     }
     Ok(started)
 }
 
-fn start_thread(
-    index: usize,
-    runtime: Runtime,
-    accept: Accept,
-    doors: Vec<Door>,
-    mut running: watch::Receiver<bool>,
-) -> Result<JoinHandle<()>> {
-    let listen = async move {
-        for door in doors {
-            tokio::spawn(accept.clone().task(door));
-        }
-        // An error means that the other side is gone, which ends the thread as well.
-        drop(running.wait_for(|running| !running).await);
-    };
-    thread::Builder::new()
-        .name(format!("lrai-gateway-{index}"))
-        .spawn(move || runtime.block_on(listen))
-        .map_err(|error| Error::internal(format!("cannot start a thread: {error}")))
-}
-
-/// A bound socket and what is behind it.
-#[derive(Clone)]
+/// A listening socket and what is behind it. All threads accept from the same socket, whoever is free first; with
+/// SO_REUSEPORT a connection could wait for a busy thread, and a stranger's server could share the port unnoticed.
 struct Door {
-    socket: Arc<Socket>,
+    socket: Socket,
     kind: Kind,
 }
 
@@ -166,30 +134,38 @@ enum Kind {
     Metrics,
 }
 
-/// Binds a port once for every thread.
-fn open(config: &Config, port: u16, name: &str, doors: &mut [Vec<Door>]) -> Result<String> {
-    let (host, is_shared) = (&config.host, config.threads > 1);
-    let bind =
-        |port, is_shared| bind_port(host, port, is_shared).map_err(|why| cannot(name, &at(host, port), &why));
-    if is_shared && port != 0 {
-        // A port that is to be shared could be shared with a stranger: see first that nobody has it.
-        drop(bind(port, false)?);
+impl Door {
+    fn share(&self) -> io::Result<Self> {
+        Ok(Self { socket: self.socket.try_clone()?, kind: self.kind })
     }
-    let first = bind(port, is_shared)?;
-    let address = local_address(&first)?;
-    let port = first.local_addr().ok().and_then(|address| address.as_socket()).map_or(port, |at| at.port());
-    let mut next = Some(first);
-    for doors in doors {
-        let socket = match next.take() {
-            Some(socket) => socket,
-            None => bind(port, true)?,
-        };
-        doors.push(Door { socket: Arc::new(socket), kind: Kind::Tcp });
-    }
-    Ok(address)
 }
 
-fn bind_port(host: &str, port: u16, is_shared: bool) -> io::Result<Socket> {
+fn open(config: &Config) -> Result<(Vec<Door>, Addresses)> {
+    let (mut doors, mut addresses) = (Vec::new(), Addresses::default());
+    let mut port = |name: &str, host: &str, port: u16, kind: Kind| {
+        let socket = bind_port(host, port).map_err(|why| cannot(name, &at(host, port), &why))?;
+        let address = socket.local_addr().ok().and_then(|address| address.as_socket());
+        doors.push(Door { socket, kind });
+        Ok::<_, Error>(address.map(|address| address.to_string()))
+    };
+    let path = config.host.strip_prefix("unix:");
+    if path.is_none() {
+        addresses.http = port("http", &config.host, config.http_port, Kind::Tcp)?;
+        addresses.grpc = port("grpc", &config.host, config.grpc_port, Kind::Tcp)?;
+    }
+    if let Some(number) = config.metrics_port {
+        let host = if path.is_some() { "127.0.0.1" } else { &config.host };
+        addresses.metrics = port("metrics", host, number, Kind::Metrics)?;
+    }
+    if let Some(path) = path {
+        let socket = bind_path(Path::new(path)).map_err(|why| cannot("unix", path, &why))?;
+        doors.push(Door { socket, kind: Kind::Unix });
+        addresses.unix = Some(path.to_owned());
+    }
+    Ok((doors, addresses))
+}
+
+fn bind_port(host: &str, port: u16) -> io::Result<Socket> {
     let name = host.trim_start_matches('[').trim_end_matches(']');
     let mut found: Vec<SocketAddr> = (name, port).to_socket_addrs()?.collect();
     // `localhost` means both families; most clients try IPv4.
@@ -197,9 +173,6 @@ fn bind_port(host: &str, port: u16, is_shared: bool) -> io::Result<Socket> {
     let address = *found.first().ok_or(io::ErrorKind::AddrNotAvailable)?;
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
     socket.set_reuse_address(true)?;
-    if is_shared {
-        socket.set_reuse_port(true)?;
-    }
     if let IpAddr::V6(ip) = address.ip() {
         // `::` means every address of this machine, IPv4 included.
         socket.set_only_v6(!ip.is_unspecified())?;
@@ -231,11 +204,6 @@ fn bind_path(path: &Path) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn local_address(socket: &Socket) -> Result<String> {
-    let address = socket.local_addr().ok().and_then(|address| address.as_socket());
-    address.map(|address| address.to_string()).ok_or_else(|| Error::internal("a port without an address"))
-}
-
 fn at(host: &str, port: u16) -> String {
     if host.contains(':') && !host.starts_with('[') {
         format!("[{host}]:{port}")
@@ -265,65 +233,41 @@ fn raise_descriptor_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-/// What the accepting tasks share.
-#[derive(Clone)]
-struct Accept {
-    gateway: Arc<Gateway>,
-    accepting: watch::Receiver<bool>,
+/// Accepts until the gateway drains.
+async fn accept_task(gateway: Arc<Gateway>, door: Door, mut accepting: watch::Receiver<bool>) {
+    tokio::select! {
+        _ = accepting.wait_for(|accepting| !accepting) => {}
+        Err(error) = accept_all(&gateway, door) => eprintln!("cannot accept connections: {error}"),
+    }
 }
 
-impl Accept {
-    /// Accepts until the gateway drains.
-    async fn task(mut self, door: Door) {
-        let mut accepting = self.accepting.clone();
-        tokio::select! {
-            _ = accepting.wait_for(|accepting| !accepting) => {}
-            Err(error) = self.accept_all(&door) => eprintln!("cannot accept connections: {error}"),
-        }
-    }
-
-    async fn accept_all(&mut self, door: &Door) -> io::Result<()> {
-        let slots = if door.kind == Kind::Metrics {
-            Arc::new(Semaphore::new(METRICS_CONNECTIONS))
-        } else {
-            Arc::clone(&self.gateway.slots)
-        };
-        let socket = door.socket.try_clone()?;
-        match door.kind {
-            Kind::Unix => {
-                let listener = UnixListener::from_std(socket.into())?;
-                loop {
-                    match listener.accept().await {
-                        Ok((stream, _)) => {
-                            self.start(stream, "unix".to_owned(), slot(&slots).await, door.kind);
-                        }
-                        Err(error) => rest(&error).await,
-                    }
+async fn accept_all(gateway: &Arc<Gateway>, door: Door) -> io::Result<()> {
+    let is_metrics_only = door.kind == Kind::Metrics;
+    let slots = if is_metrics_only { &Arc::new(Semaphore::new(METRICS_CONNECTIONS)) } else { &gateway.slots };
+    let open = |client, slot| Connection::new(Arc::clone(gateway), client, slot, is_metrics_only);
+    if door.kind == Kind::Unix {
+        let listener = UnixListener::from_std(door.socket.into())?;
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let connection = open("unix".to_owned(), slot(slots).await);
+                    tokio::spawn(serve_connection(connection, stream));
                 }
-            }
-            Kind::Tcp | Kind::Metrics => {
-                let listener = TcpListener::from_std(socket.into())?;
-                loop {
-                    match listener.accept().await {
-                        Ok((stream, client)) => {
-                            // A socket that is already closed refuses; serving it finds out.
-                            drop(stream.set_nodelay(true));
-                            self.start(stream, client.to_string(), slot(&slots).await, door.kind);
-                        }
-                        Err(error) => rest(&error).await,
-                    }
-                }
+                Err(error) => rest(&error).await,
             }
         }
     }
-
-    fn start<S>(&self, stream: S, client: String, slot: OwnedSemaphorePermit, kind: Kind)
-    where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
-        let gateway = Arc::clone(&self.gateway);
-        let connection = Connection::new(gateway, client, slot, kind == Kind::Metrics);
-        tokio::spawn(serve_connection(connection, stream));
+    let listener = TcpListener::from_std(door.socket.into())?;
+    loop {
+        match listener.accept().await {
+            Ok((stream, client)) => {
+                // A socket that is already closed refuses; serving it finds out.
+                drop(stream.set_nodelay(true));
+                let connection = open(client.to_string(), slot(slots).await);
+                tokio::spawn(serve_connection(connection, stream));
+            }
+            Err(error) => rest(&error).await,
+        }
     }
 }
 

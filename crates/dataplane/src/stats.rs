@@ -7,94 +7,66 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 
 /// Upper bounds of the duration buckets, in nanoseconds.
+#[rustfmt::skip]
 pub const DURATION_BOUNDS_NS: [u64; 17] = [
-    50_000,
-    100_000,
-    250_000,
-    500_000,
-    1_000_000,
-    2_500_000,
-    5_000_000,
-    10_000_000,
-    25_000_000,
-    50_000_000,
-    100_000_000,
-    250_000_000,
-    500_000_000,
-    1_000_000_000,
-    2_500_000_000,
-    5_000_000_000,
-    10_000_000_000,
+    50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000, 25_000_000, 50_000_000,
+    100_000_000, 250_000_000, 500_000_000, 1_000_000_000, 2_500_000_000, 5_000_000_000, 10_000_000_000,
 ];
 
 /// Upper bounds of the batch size buckets, in rows.
 pub const ROW_BOUNDS: [u64; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
 
-/// Why a batch left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Closed {
+macro_rules! reasons {
+    ($(#[$doc:meta])* $name:ident: $($(#[$why:meta])* $variant:ident = $label:literal,)*) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$why])* $variant,)* }
+
+        impl $name {
+            /// The reasons' labels, in their order.
+            pub const LABELS: [&str; [$($label),*].len()] = [$($label),*];
+        }
+    };
+}
+
+reasons! {
+    /// Why a batch left.
+    Closed:
     /// It held k rows.
-    Full,
+    Full = "full",
     /// Its oldest row was τ old.
-    Age,
+    Age = "age",
     /// Waiting longer would have missed a deadline.
-    Deadline,
+    Deadline = "deadline",
     /// A replica was free (work-conserving).
-    Idle,
+    Idle = "idle",
     /// It is a half of a lost batch.
-    Split,
+    Split = "split",
 }
 
-impl Closed {
-    /// Every reason with its label.
-    pub const ALL: [(Self, &'static str); 5] = [
-        (Self::Full, "full"),
-        (Self::Age, "age"),
-        (Self::Deadline, "deadline"),
-        (Self::Idle, "idle"),
-        (Self::Split, "split"),
-    ];
-}
-
-/// Why a request was not answered with outputs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+reasons! {
+    /// Why a request was not answered with outputs.
+    Refusal:
     /// The model's queue holds its most requests.
-    QueueFull,
-    /// The model's queue holds its most bytes.
-    BytesFull,
+    QueueFull = "queue_full",
+    /// The queue holds its most bytes, or the server does.
+    BytesFull = "bytes_full",
     /// No replica serves the model.
-    NotReady,
+    NotReady = "not_ready",
     /// It waited longer than it allowed.
-    Deadline,
+    Deadline = "deadline",
     /// Its rows have killed replicas before.
-    Poison,
+    Poison = "poison",
     /// It does not fit the model.
-    Invalid,
+    Invalid = "invalid",
     /// Body or rows above a limit.
-    TooLarge,
+    TooLarge = "too_large",
     /// Its client has gone.
-    Cancelled,
+    Cancelled = "cancelled",
     /// The model or the server failed.
-    Failed,
+    Failed = "failed",
     /// Its replica was lost, and the model must not run it again.
-    Lost,
-}
-
-impl Refusal {
-    /// Every reason with its label.
-    pub const ALL: [(Self, &'static str); 10] = [
-        (Self::QueueFull, "queue_full"),
-        (Self::BytesFull, "bytes_full"),
-        (Self::NotReady, "not_ready"),
-        (Self::Deadline, "deadline"),
-        (Self::Poison, "poison"),
-        (Self::Invalid, "invalid"),
-        (Self::TooLarge, "too_large"),
-        (Self::Cancelled, "cancelled"),
-        (Self::Failed, "failed"),
-        (Self::Lost, "lost"),
-    ];
+    Lost = "lost",
 }
 
 /// How often, and for how long in all.
@@ -168,89 +140,68 @@ pub struct Snapshot {
     pub compute_duration: Distribution,
     /// Rows per batch.
     pub batch_rows: Distribution,
-    /// Batches by reason, in the order of [`Closed::ALL`].
-    pub closed: [u64; Closed::ALL.len()],
-    /// Refusals by reason, in the order of [`Refusal::ALL`].
-    pub refused: [u64; Refusal::ALL.len()],
+    /// Batches by reason, in the order of [`Closed::LABELS`].
+    pub closed: [u64; Closed::LABELS.len()],
+    /// Refusals by reason, in the order of [`Refusal::LABELS`].
+    pub refused: [u64; Refusal::LABELS.len()],
     /// Batches by size, smallest first.
     pub batch_sizes: Vec<BatchSize>,
 }
 
 #[derive(Debug)]
-struct Histogram<const BOUNDS: usize, const BUCKETS: usize> {
-    bounds: &'static [u64; BOUNDS],
+struct Histogram<const BUCKETS: usize> {
     buckets: [AtomicU64; BUCKETS],
     sum: AtomicU64,
 }
 
-impl<const BOUNDS: usize, const BUCKETS: usize> Histogram<BOUNDS, BUCKETS> {
-    fn new(bounds: &'static [u64; BOUNDS]) -> Self {
-        const { assert!(BUCKETS == BOUNDS + 1) };
-        Self { bounds, buckets: std::array::from_fn(|_| AtomicU64::new(0)), sum: AtomicU64::new(0) }
+impl<const BUCKETS: usize> Default for Histogram<BUCKETS> {
+    fn default() -> Self {
+        Self { buckets: std::array::from_fn(|_| AtomicU64::new(0)), sum: AtomicU64::new(0) }
     }
+}
 
-    fn record(&self, value: u64) {
-        let bucket = self.bounds.iter().take_while(|bound| value > **bound).count();
+impl<const BUCKETS: usize> Histogram<BUCKETS> {
+    fn record(&self, bounds: &[u64], value: u64) {
+        let bucket = bounds.iter().take_while(|bound| value > **bound).count();
         self.buckets[bucket].fetch_add(1, Relaxed);
         self.sum.fetch_add(value, Relaxed);
     }
 
-    fn read(&self) -> Distribution {
-        Distribution {
-            bounds: self.bounds,
-            buckets: self.buckets.iter().map(|bucket| bucket.load(Relaxed)).collect(),
-            sum: self.sum.load(Relaxed),
-        }
+    fn read(&self, bounds: &'static [u64]) -> Distribution {
+        Distribution { bounds, buckets: read(&self.buckets).into(), sum: self.sum.load(Relaxed) }
     }
 }
 
-type Durations = Histogram<17, 18>;
+fn read<const LEN: usize>(counters: &[AtomicU64; LEN]) -> [u64; LEN] {
+    std::array::from_fn(|index| counters[index].load(Relaxed))
+}
+
+type Durations = Histogram<{ DURATION_BOUNDS_NS.len() + 1 }>;
 
 /// What one model version has done so far.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Stats {
     request: Durations,
     queue: Durations,
     compute: Durations,
-    rows: Histogram<11, 12>,
+    rows: Histogram<{ ROW_BOUNDS.len() + 1 }>,
     request_compute_ns: AtomicU64,
     output_ns: AtomicU64,
+    fail_ns: AtomicU64,
     inferences: AtomicU64,
     last_inference_ms: AtomicU64,
     pending: AtomicU64,
     restarts: AtomicU64,
-    fail_ns: AtomicU64,
-    closed: [AtomicU64; Closed::ALL.len()],
-    refused: [AtomicU64; Refusal::ALL.len()],
+    closed: [AtomicU64; Closed::LABELS.len()],
+    refused: [AtomicU64; Refusal::LABELS.len()],
     batch_sizes: Mutex<BTreeMap<u32, [u64; 3]>>,
-}
-
-impl Default for Stats {
-    fn default() -> Self {
-        Self {
-            request: Histogram::new(&DURATION_BOUNDS_NS),
-            queue: Histogram::new(&DURATION_BOUNDS_NS),
-            compute: Histogram::new(&DURATION_BOUNDS_NS),
-            rows: Histogram::new(&ROW_BOUNDS),
-            request_compute_ns: AtomicU64::new(0),
-            output_ns: AtomicU64::new(0),
-            inferences: AtomicU64::new(0),
-            last_inference_ms: AtomicU64::new(0),
-            pending: AtomicU64::new(0),
-            restarts: AtomicU64::new(0),
-            fail_ns: AtomicU64::new(0),
-            closed: std::array::from_fn(|_| AtomicU64::new(0)),
-            refused: std::array::from_fn(|_| AtomicU64::new(0)),
-            batch_sizes: Mutex::default(),
-        }
-    }
 }
 
 impl Stats {
     /// A request was answered with outputs and its answer is encoded.
     pub fn answered(&self, queue_ns: u64, compute_ns: u64, total_ns: u64, rows: u32) {
-        self.request.record(total_ns);
-        self.queue.record(queue_ns);
+        self.request.record(&DURATION_BOUNDS_NS, total_ns);
+        self.queue.record(&DURATION_BOUNDS_NS, queue_ns);
         self.request_compute_ns.fetch_add(compute_ns, Relaxed);
         self.output_ns.fetch_add(total_ns.saturating_sub(queue_ns + compute_ns), Relaxed);
         self.inferences.fetch_add(u64::from(rows), Relaxed);
@@ -267,9 +218,10 @@ impl Stats {
     /// A batch has come back: the replica ran it for `infer_ns`, the gateway waited for `compute_ns`.
     pub fn batch(&self, rows: u32, closed: Closed, infer_ns: u64, compute_ns: u64) {
         self.closed[closed as usize].fetch_add(1, Relaxed);
-        self.compute.record(compute_ns);
-        self.rows.record(u64::from(rows));
-        self.last_inference_ms.store(now_ms(), Relaxed);
+        self.compute.record(&DURATION_BOUNDS_NS, compute_ns);
+        self.rows.record(&ROW_BOUNDS, u64::from(rows));
+        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as u64);
+        self.last_inference_ms.store(now_ms, Relaxed);
         let mut sizes = self.batch_sizes.lock();
         let [count, handover, infer] = sizes.entry(rows).or_default();
         *count += 1;
@@ -289,46 +241,37 @@ impl Stats {
 
     /// All numbers; each is exact, but not all of the same nanosecond.
     pub fn snapshot(&self) -> Snapshot {
-        let (request, queue) = (self.request.read(), self.queue.read());
-        let refused = std::array::from_fn(|reason| self.refused[reason].load(Relaxed));
+        let request_duration = self.request.read(&DURATION_BOUNDS_NS);
+        let queue_duration = self.queue.read(&DURATION_BOUNDS_NS);
+        let (closed, refused) = (read(&self.closed), read(&self.refused));
         let cancelled = refused[Refusal::Cancelled as usize];
-        let answered = request.count();
-        let total = |count, ns: &AtomicU64| Total { count, ns: ns.load(Relaxed) };
-        Snapshot {
-            success: Total { count: answered, ns: request.sum },
-            fail: total(refused.iter().sum::<u64>() - cancelled, &self.fail_ns),
-            queue: Total { count: answered, ns: queue.sum },
-            compute: total(answered, &self.request_compute_ns),
-            output: total(answered, &self.output_ns),
-            cancelled,
-            inference_count: self.inferences.load(Relaxed),
-            execution_count: self.closed.iter().map(|reason| reason.load(Relaxed)).sum(),
-            last_inference_ms: self.last_inference_ms.load(Relaxed),
-            pending: self.pending.load(Relaxed),
-            restarts: self.restarts.load(Relaxed),
-            request_duration: request,
-            queue_duration: queue,
-            compute_duration: self.compute.read(),
-            batch_rows: self.rows.read(),
-            closed: std::array::from_fn(|reason| self.closed[reason].load(Relaxed)),
-            refused,
-            batch_sizes: self.batch_sizes(),
-        }
-    }
-
-    fn batch_sizes(&self) -> Vec<BatchSize> {
-        let sizes = self.batch_sizes.lock();
+        let count = request_duration.count();
         let size = |(rows, [count, handover, infer]): (&u32, &[u64; 3])| BatchSize {
             rows: *rows,
             handover: Total { count: *count, ns: *handover },
             infer: Total { count: *count, ns: *infer },
         };
-        sizes.iter().map(size).collect()
+        Snapshot {
+            success: Total { count, ns: request_duration.sum },
+            fail: Total { count: refused.iter().sum::<u64>() - cancelled, ns: self.fail_ns.load(Relaxed) },
+            queue: Total { count, ns: queue_duration.sum },
+            compute: Total { count, ns: self.request_compute_ns.load(Relaxed) },
+            output: Total { count, ns: self.output_ns.load(Relaxed) },
+            cancelled,
+            inference_count: self.inferences.load(Relaxed),
+            execution_count: closed.iter().sum(),
+            last_inference_ms: self.last_inference_ms.load(Relaxed),
+            pending: self.pending.load(Relaxed),
+            restarts: self.restarts.load(Relaxed),
+            request_duration,
+            queue_duration,
+            compute_duration: self.compute.read(&DURATION_BOUNDS_NS),
+            batch_rows: self.rows.read(&ROW_BOUNDS),
+            closed,
+            refused,
+            batch_sizes: self.batch_sizes.lock().iter().map(size).collect(),
+        }
     }
-}
-
-fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as u64)
 }
 
 #[cfg(test)]
@@ -337,11 +280,11 @@ mod tests {
 
     #[test]
     fn a_value_on_a_bound_belongs_to_the_bucket_below_it() {
-        let histogram = Histogram::<11, 12>::new(&ROW_BOUNDS);
+        let histogram = Histogram::<12>::default();
         for rows in [1, 2, 3, 64, 65, 5000] {
-            histogram.record(rows);
+            histogram.record(&ROW_BOUNDS, rows);
         }
-        let read = histogram.read();
+        let read = histogram.read(&ROW_BOUNDS);
         assert_eq!(read.buckets, [1, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1]);
         assert_eq!((read.sum, read.count()), (5135, 6));
     }
@@ -363,15 +306,5 @@ mod tests {
         let (handover, infer) = (Total { count: 1, ns: 300 }, Total { count: 1, ns: 700 });
         assert_eq!(read.batch_sizes, [BatchSize { rows: 2, handover, infer }]);
         assert!(read.last_inference_ms > 1_700_000_000_000);
-    }
-
-    #[test]
-    fn every_reason_stands_at_its_own_index() {
-        for (index, (reason, _)) in Closed::ALL.iter().enumerate() {
-            assert_eq!(*reason as usize, index);
-        }
-        for (index, (reason, _)) in Refusal::ALL.iter().enumerate() {
-            assert_eq!(*reason as usize, index);
-        }
     }
 }

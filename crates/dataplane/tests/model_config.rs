@@ -94,14 +94,32 @@ fn a_mistake_after_a_list_is_told_with_its_line() {
 #[test]
 fn a_mistake_is_told_with_its_line() {
     for (text, expected) in [
-        ("name: \"m\"\nmax_batchsize: 4\n", "line 2: field 'max_batchsize' not found for message 'ModelConfig', in `max_batchsize: 4`"),
-        ("input {\n  name: \"x\"\n  dim: 3\n}", "line 3: field 'dim' not found for message 'ModelInput', in `dim: 3`"),
-        ("max_batch_size: \"four\"", "line 1: expected an integer, but found '\"four\"', in `max_batch_size: \"four\"`"),
-        ("\n\nmax_batch_size: 3000000000", "line 3: expected value to be a signed 32-bit integer, but the value 3000000000 is out of range"),
+        (
+            "name: \"m\"\nmax_batchsize: 4\n",
+            "line 2: field 'max_batchsize' not found for message 'ModelConfig', in `max_batchsize: 4`",
+        ),
+        (
+            "input {\n  name: \"x\"\n  dim: 3\n}",
+            "line 3: field 'dim' not found for message 'ModelInput', in `dim: 3`",
+        ),
+        (
+            "max_batch_size: \"four\"",
+            "line 1: expected an integer, but found '\"four\"', in `max_batch_size: \"four\"`",
+        ),
+        (
+            "\n\nmax_batch_size: 3000000000",
+            "line 3: expected value to be a signed 32-bit integer, but the value 3000000000 is out of range",
+        ),
         ("input { data_type: FP32 }", "line 1: value 'FP32' was not found for enum 'DataType'"),
         ("name: \"a\"\nname: \"b\"", "line 2: 'name' is already set"),
-        ("dynamic_batching { }\nensemble_scheduling { }", "line 2: a value is already set for oneof 'scheduling_choice'"),
-        ("input {\n  name: \"x\"\n", "line 2: expected '}' or a field name, but reached end of input, in `name: \"x\"`"),
+        (
+            "dynamic_batching { }\nensemble_scheduling { }",
+            "line 2: a value is already set for oneof 'scheduling_choice'",
+        ),
+        (
+            "input {\n  name: \"x\"\n",
+            "line 2: expected '}' or a field name, but reached end of input, in `name: \"x\"`",
+        ),
         ("name: \"m", "line 1: "),
         ("name \"m\"", "line 1: expected ':' or a message value, but found '\"m\"'"),
     ] {

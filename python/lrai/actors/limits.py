@@ -13,6 +13,7 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _OOM_SCORE: Final = 500
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
@@ -46,8 +47,7 @@ def _wait_for_end(pid: int) -> None:
 
 
 def _prctl(option: int, value: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, value, 0, 0, 0) != 0:
+    if _LIBC.prctl(option, value, 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
@@ -55,16 +55,16 @@ def _prctl(option: int, value: int) -> None:
 def raise_oom_score() -> None:
     """Let the kernel choose this process before the server when memory runs out."""
     with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
+        descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        try:
+            os.write(descriptor, b"%d" % _OOM_SCORE)
+        finally:
+            os.close(descriptor)
 
 
 def limit_data(limit_bytes: int) -> None:
     """Make allocations fail once this process has `limit_bytes` more than now."""
-    used = next(
-        int(line.split()[1]) << 10
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith("VmData:")
-    )
+    used = int(_read_proc("/proc/self/statm").split()[5]) * _PAGE
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = used + limit_bytes
     if hard == resource.RLIM_INFINITY or limit < hard:
@@ -74,10 +74,19 @@ def limit_data(limit_bytes: int) -> None:
 def private_bytes(pid: int) -> int:
     """Return the memory in use that is neither a file's nor shared; 0 if the process has gone."""
     try:
-        fields = Path(f"/proc/{pid}/statm").read_text().split()
+        fields = _read_proc(f"/proc/{pid}/statm").split()
     except OSError:
         return 0
     return (int(fields[1]) - int(fields[2])) * _PAGE
+
+
+def _read_proc(path: str) -> bytes:
+    """Read a short file. Barer than `pathlib`, whose objects would cost every actor 300 KB."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(descriptor, 4096)
+    finally:
+        os.close(descriptor)
 
 
 class ActorCgroup:

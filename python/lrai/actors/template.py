@@ -6,6 +6,7 @@ Requests come as JSON with a descriptor over the socket on descriptor 3. `fork` 
 new actor; `become` is for engines that do not survive a fork: the process becomes the first one.
 """
 
+import ctypes
 import gc
 import importlib
 import os
@@ -19,7 +20,8 @@ from setproctitle import setproctitle
 
 from lrai.actors.limits import end_with_parent
 from lrai.actors.messages import ForkedMessage, ForkMessage
-from lrai.backends import ENGINES
+from lrai.backends import find_backend
+from lrai.errors import ModelLoadError
 
 CONTROL_FD: Final = 3
 _MAX_MESSAGE: Final = 1 << 18
@@ -29,11 +31,13 @@ def main() -> None:
     """Import the engine, then answer requests until the server closes the socket."""
     backend, mode = sys.argv[1:]
     end_with_parent(os.getppid())
+    # For actors too: signals to all are the server's business, it closes the links when it is time.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     setproctitle(f"lrai: template {backend}")
     control = socket.socket(fileno=CONTROL_FD)
     error = _import_engine(backend)
+    _rehearse_mailbox()
     gc.collect()
     gc.freeze()
     while True:
@@ -56,16 +60,29 @@ def _import_engine(backend: str) -> str:
     """Import what actors of the backend need; return why it cannot be imported."""
     try:
         importlib.import_module("lrai.actors.worker")
-        for module in ENGINES.get(backend, ()):
-            importlib.import_module(module)
+        find_backend(backend).rehearse()
     except ImportError as error:
         return str(error)
+    except ModelLoadError:
+        # The actor says it in its own words.
+        return ""
     return ""
+
+
+def _rehearse_mailbox() -> None:
+    """Let the native half set up its memory here, where all forks share it."""
+    from lrai.actors.mailbox import open_mailbox
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.close()
+    open_mailbox(theirs.detach())
 
 
 def _fork_twice(control: socket.socket, message: ForkMessage, link_fd: int) -> None:
     """Fork an actor whose parent is the server: it must see how the actor ends, and outlive us."""
-    middle = _fork()
+    # Python's own fork runs its hooks, and what they touch in the middle would stay with the actor.
+    # This process has one thread of Python, so the middle can go without them for one more fork.
+    middle: int = ctypes.PyDLL(None).fork()
     if middle:
         os.waitpid(middle, 0)
         return

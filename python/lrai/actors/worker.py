@@ -2,8 +2,6 @@
 
 import faulthandler
 import os
-import random
-import signal
 import threading
 import time
 import traceback
@@ -11,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final, NoReturn
 
-import numpy as np
 import zmq
 from setproctitle import setproctitle
 
@@ -71,15 +68,10 @@ def _live(message: ForkMessage, link_fd: int) -> int:
 
 
 def _settle_in(message: ForkMessage) -> None:
-    """Make the fresh fork a process of its own: title, seeds, signals, limits."""
+    """Make the fresh fork a process of its own: title, signals, limits."""
     spec = message.spec
     end_with_parent(message.parent_pid)
     setproctitle(f"lrai: {spec} #{message.number}")
-    # Signals to the whole group are the server's business: it closes the link when it is time.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    random.seed()
-    np.random.seed(int.from_bytes(os.urandom(4)))
     raise_oom_score()
     faulthandler.enable()
     # Devices reserve address space far beyond what they use.

@@ -18,20 +18,18 @@ BACKENDS: Final[Mapping[str, str]] = {
 }
 """Name of each backend and where its class is."""
 
-ENGINES: Final[Mapping[str, tuple[str, ...]]] = {
-    "onnxruntime": ("onnxruntime", "lrai.backends.ort"),
-    "python": ("lrai.backends.python",),
-    "null": ("lrai.backends.null",),
-}
-"""What the template of a backend imports before it forks."""
 
-
-def open_backend(name: str, spec: BackendSpec) -> Backend:
-    """Load a model with the backend of that name; raises `ModelLoadError` with a sentence."""
+def find_backend(name: str) -> type[Backend]:
+    """Import the backend of that name and its engine."""
     place = BACKENDS.get(name)
     if place is None:
         known = ", ".join(sorted(BACKENDS))
         raise ModelLoadError(f"there is no backend '{name}'", hint=f"the backends are {known}")
     module, _, kind = place.partition(":")
     backend: type[Backend] = getattr(importlib.import_module(module), kind)
-    return backend(spec)
+    return backend
+
+
+def open_backend(name: str, spec: BackendSpec) -> Backend:
+    """Load a model with the backend of that name; raises `ModelLoadError` with a sentence."""
+    return find_backend(name)(spec)

@@ -78,6 +78,14 @@ class Backend(ABC):
     def __init__(self, spec: BackendSpec) -> None:
         """Load the model of `spec`, and run it once on zeros where its shapes are known."""
 
+    @classmethod
+    def rehearse(cls) -> None:
+        """Do in the template what the engine does once, so that all forks share its memory.
+
+        Must leave no thread and no open file behind.
+        """
+        return
+
     @abstractmethod
     def bind(self, slabs: Slabs) -> None:
         """Take the memory that batches will lie in; again when it is another."""

@@ -63,6 +63,8 @@ class PythonBackend(Backend):
 
     def __init__(self, spec: BackendSpec) -> None:
         """Import `model.py` and call its `load`."""
+        # Python seeds `random` after a fork itself; forks must not share numpy's numbers either.
+        np.random.seed()
         folder = Path(spec.path)
         module = _import_model(folder)
         self._predict = _find_predict(module, folder)

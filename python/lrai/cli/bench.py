@@ -22,8 +22,8 @@ _OPEN_LOOP_CONNECTIONS: Final = 128
 _SEARCH_STEPS, _SEARCH_PRECISION = 12, 0.03
 _ENOUGH_OF_RATE: Final = 0.99
 _BUSY_CLIENT_PERCENT: Final = 90.0
-_COLUMNS: Final = ("load", "answers/s", "mean", "p50", "p90", "p99", "p99.9", "max", "errors")
-_LATENCIES: Final = ("mean_us", "p50_us", "p90_us", "p99_us", "p999_us", "max_us")
+_COLUMNS: Final = ("load", "answers/s", "p50", "p90", "p99", "p99.9", "max", "errors")
+_LATENCIES: Final = ("p50_us", "p90_us", "p99_us", "p999_us", "max_us")
 _GOALS: Final = {
     **{name: f"{name}_us" for name in ("mean", "p50", "p90", "p95", "p99", "max")},
     "p99.9": "p999_us",
@@ -233,11 +233,12 @@ def _tell(reports: Mapping[str, Mapping[str, Any]], is_quiet: bool, found: str) 
             notes.append(f"{label}: the client used a whole core and may have been the limit")
         if machine["steal_percent"] > 1:
             notes.append(f"{label}: {machine['steal_percent']:.1f}% of the cores were stolen")
-    print_table(_COLUMNS, rows, title="latencies in ms")
+    print_table(_COLUMNS, rows)
     if kinds:
         print_table(("load", "error", "times", "the first one"), kinds)
     machine = next(iter(reports.values()))["environment"]
-    print(f"{machine['cpu_model']}, {machine['cores']} cores, Linux {machine['kernel']}")
+    where = f"{machine['cpu_model']}, {machine['cores']} cores, Linux {machine['kernel']}"
+    print(f"latencies in ms; {where}")
     for note in notes:
         print(f"note: {note}")
     if found:

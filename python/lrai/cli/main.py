@@ -75,11 +75,18 @@ def _plain(arguments: list[str]) -> list[str]:
     return plain_arguments(arguments)
 
 
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
-) -> None:
-    if version:
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
         from lrai import __version__
 
         print(f"lrai {__version__}")
         raise typer.Exit
+
+
+_VERSION: Final = typer.Option(
+    "--version", help="Print the version and end.", callback=_print_version, is_eager=True
+)
+
+
+def _root(_version: Annotated[bool, _VERSION] = False) -> None:
+    """Take the options that stand before a command."""

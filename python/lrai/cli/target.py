@@ -27,6 +27,11 @@ class Address:
     prefix: str
     """Path in front of all others, of a server behind a proxy."""
 
+    @property
+    def authority(self) -> str:
+        """What the Host field says."""
+        return self.host if self.place.startswith("unix:") else self.place
+
 
 @dataclass(frozen=True)
 class Target:
@@ -79,23 +84,18 @@ def plain_target(address: Address, path: str, file: Path | None, content_type: s
     if address.scheme == "grpc":
         return Target(address, path, (body,))
     fields = {"Content-Type": content_type}
-    return Target(address, path, (encode.http_request(path, address.place, body, fields),))
+    return Target(address, path, (encode.http_request(path, address.authority, body, fields),))
 
 
 def model_target(address: Address, ask: Ask, metadata_url: str) -> Target:
     """Ask a model, with inputs as its metadata says; unless all shapes have a datatype."""
     if not ask.model:
         raise ConfigError("no model is named", hint="add --model NAME, or --path and --body")
-    shapes: Sequence[encode.Shape] = ask.shapes
-    if not shapes or not all(shape.datatype for shape in shapes):
-        url = metadata_url or f"http://{address.host}:8000"
-        if address.scheme == "http" and not metadata_url:
-            url = f"http://{address.place}{address.prefix}"
-        if not metadata_url and address.place.startswith("unix:"):
-            raise ConfigError(
-                "metadata is read over TCP", hint="add --metadata-url http://HOST:PORT"
-            )
-        shapes = encode.choose_shapes(_model_inputs(url, ask), ask.shapes, ask.rows)
+    shapes = list(ask.shapes)
+    if not ask.data.endswith(".json") and not (shapes and all(one.datatype for one in shapes)):
+        shapes = _model_inputs(metadata_url or _metadata_url(address), ask)
+        if ask.data in ("random", "zero"):
+            shapes = encode.choose_shapes(shapes, ask.shapes, ask.rows)
     path = f"{address.prefix}{model_path(ask.model, ask.version)}/infer"
     if address.scheme == "grpc":
         path = encode.INFER_METHOD
@@ -106,6 +106,13 @@ def model_target(address: Address, ask: Ask, metadata_url: str) -> Target:
         if ask.data != "random":
             break
     return Target(address, path, tuple(requests))
+
+
+def _metadata_url(address: Address) -> str:
+    if address.place.startswith("unix:"):
+        raise ConfigError("metadata is read over TCP", hint="add --metadata-url http://HOST:PORT")
+    place = address.place if address.scheme == "http" else f"{address.host}:{_DEFAULT_PORT['http']}"
+    return f"http://{place}{address.prefix}"
 
 
 def _model_inputs(url: str, ask: Ask) -> list[encode.Shape]:
@@ -126,4 +133,4 @@ def _request(address: Address, path: str, ask: Ask, tensors: Sequence[encode.Ten
         return encode.grpc_message(ask.model, ask.version, tensors)
     make = encode.binary_body if ask.protocol == "http-binary" else encode.json_body
     body, fields = make(tensors)
-    return encode.http_request(path, address.place, body, fields)
+    return encode.http_request(path, address.authority, body, fields)

@@ -9,18 +9,9 @@ from typing import Any, Final
 from lrai import _native
 from lrai.core.ports import Fault, Window
 from lrai.errors import DataPlaneError, RepositoryError
+from lrai.registry.index import IndexRow
 
 VERSION: Final = _native.__version__
-
-
-@dataclass(frozen=True)
-class IndexRow:
-    """One line of the repository index; an empty string is left out of the answer."""
-
-    name: str
-    version: str = ""
-    state: str = ""
-    reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,8 @@
 """Signatures of real .onnx graphs, built here."""
 
 import numpy as np
+import onnx
 import pytest
-
-pytest.importorskip("onnxruntime")
-onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper
 
 from lrai.backends.base import BackendSpec, BatchFaultError

@@ -3,10 +3,9 @@
 import gc
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
-
-ort = pytest.importorskip("onnxruntime")
-onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper
 
 from lrai.backends.base import BackendSpec, BatchFaultError
@@ -134,7 +133,9 @@ def test_an_index_out_of_range_is_the_clients_fault_in_one_line(save, runner):
         [table],
     )
     model = runner(OrtBackend(spec))
-    with pytest.raises(BatchFaultError, match="must be within") as fault:
+    with pytest.raises(
+        BatchFaultError, match="^the model's Gather node refused its input: indices.*must be within"
+    ) as fault:
         model.run(np.array([99]))
     assert fault.value.code == 1
     assert "\n" not in str(fault.value)
@@ -174,7 +175,7 @@ def test_the_cache_of_bindings_is_bounded(save, runner, monkeypatch):
 class TestClassicalModels:
     """Models that scikit-learn trained: ai.onnx.ml operators, ZipMap, strings."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def iris(self):
         sklearn_datasets = pytest.importorskip("sklearn.datasets")
         return sklearn_datasets.load_iris(return_X_y=True)
@@ -262,7 +263,7 @@ def test_a_stateful_voice_detector_answers_as_in_process(name, runner):
     path = Path(package.origin).parent / "data" / name
     backend = OrtBackend(BackendSpec(str(path)))
     assert not backend.signature.batchable
-    session = ort.InferenceSession(str(path))
+    session = onnxruntime.InferenceSession(str(path))
     random = np.random.default_rng(0)
     model = runner(backend)
     for rows in (1, 3):

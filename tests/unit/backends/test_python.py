@@ -103,14 +103,18 @@ def test_running_out_of_memory_is_no_batch_fault(model):
     ("declared", "message"),
     [
         ("", "INPUTS of .* declares no tensors"),
-        ("INPUTS = [('x', 'FLOAT', [1])]\n", "gives 'x' the datatype 'FLOAT' hint: the datatypes"),
-        ("INPUTS = [('x', 'FP32')]\n", "declares no tensor"),
-        (DECLARED, "has no function predict"),
+        ("INPUTS = [('x', 'FLOAT', [1])]", "gives 'x' the datatype 'FLOAT' hint: the datatypes"),
+        ("INPUTS = [('x', 'FP32')]", "declares no tensor"),
     ],
 )
-def test_a_model_that_declares_nothing_is_refused(model, declared, message):
+def test_a_model_that_declares_no_tensors_is_refused(model, declared, message):
     with pytest.raises(ModelLoadError, match=message):
-        model("", declared=declared)
+        model("\ndef predict(inputs): return {}", declared=declared)
+
+
+def test_a_model_without_predict_is_refused(model):
+    with pytest.raises(ModelLoadError, match="has no function predict hint: define"):
+        model("")
 
 
 def test_strings_are_bytes_in_and_text_or_bytes_out(model):

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,17 @@ def test_any_path_takes_any_file(tmp_path: Path) -> None:
     (request,) = target.requests
     assert request.endswith(b"\r\n\r\n\0raw")
     assert b"Content-Type: image/png\r\n" in request
+
+
+def test_whole_request_of_a_file_needs_no_metadata(tmp_path: Path) -> None:
+    file = tmp_path / "request.json"
+    inputs = [{"name": "x", "shape": [1], "datatype": "INT64", "data": [7]}]
+    file.write_text(json.dumps({"inputs": inputs}))
+    socket = read_address("unix:/run/lrai.sock", "http-json")
+    (request,) = model_target(socket, ask(shapes=(), data=str(file)), "").requests
+    head, _, body = request.partition(b"\r\n\r\n")
+    assert b"Host: localhost\r\n" in head
+    assert json.loads(body) == {"inputs": inputs}
 
 
 def test_missing_pieces_are_named() -> None:

@@ -4,10 +4,12 @@ use std::sync::LazyLock;
 
 use miette::Diagnostic;
 use prost::Message;
-use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
+use prost_reflect::{
+    DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions,
+};
 
-use crate::error::{Error, Result};
 use crate::body::Coding;
+use crate::error::{Error, Result};
 use crate::framing;
 use crate::proto;
 use crate::protobuf::write_field;
@@ -52,18 +54,23 @@ pub fn parse_model_config(text: &str) -> Result<String> {
             _ => {}
         }
         if depth > MAX_DEPTH {
-            return Err(mistake(text, text[..offset].matches('\n').count() + 1, &format!("nested more than {MAX_DEPTH} levels deep")));
+            return Err(mistake(
+                text,
+                text[..offset].matches('\n').count() + 1,
+                &format!("nested more than {MAX_DEPTH} levels deep"),
+            ));
         }
     }
     let complete = with_colons(text);
-    let message = DynamicMessage::parse_text_format(message_type("ModelConfig"), &complete).map_err(|error| {
-        let label = error.labels().and_then(|mut labels| labels.next());
-        let offset = label.map_or(complete.len(), |label| label.offset());
-        // At the end of the text, the last line that says something is the one to show.
-        let end = complete.trim_end().len();
-        let number = complete.get(..offset.min(end)).map_or(1, |before| before.matches('\n').count() + 1);
-        mistake(text, number, &error.to_string().replace("inference.", ""))
-    })?;
+    let message =
+        DynamicMessage::parse_text_format(message_type("ModelConfig"), &complete).map_err(|error| {
+            let label = error.labels().and_then(|mut labels| labels.next());
+            let offset = label.map_or(complete.len(), |label| label.offset());
+            // At the end of the text, the last line that says something is the one to show.
+            let end = complete.trim_end().len();
+            let number = complete.get(..offset.min(end)).map_or(1, |before| before.matches('\n').count() + 1);
+            mistake(text, number, &error.to_string().replace("inference.", ""))
+        })?;
     to_json(&message, true)
 }
 
@@ -105,8 +112,9 @@ fn message(spec: &ModelSpec) -> Result<DynamicMessage> {
     let mut text = serde_json::Deserializer::from_str(&spec.config);
     // The control plane may be newer than this schema.
     let options = DeserializeOptions::new().deny_unknown_fields(false);
-    DynamicMessage::deserialize_with_options(message_type("ModelConfig"), &mut text, &options)
-        .map_err(|error| Error::internal(format!("the configuration of model '{}' is broken: {error}", spec.name)))
+    DynamicMessage::deserialize_with_options(message_type("ModelConfig"), &mut text, &options).map_err(
+        |error| Error::internal(format!("the configuration of model '{}' is broken: {error}", spec.name)),
+    )
 }
 
 /// `/config`.

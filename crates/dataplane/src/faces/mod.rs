@@ -19,11 +19,13 @@ use crate::pool::LARGE;
 use crate::proto;
 
 pub mod config;
+pub mod metrics;
 mod repository;
 pub mod services;
 mod settings;
 mod shared_memory;
 mod statistics;
+pub(crate) mod stream;
 
 /// What server metadata tells as name. It is ours and not "triton": clients choose by the extensions, people by the name,
 /// and a person who reads it in a log must not look for the fault in another program.
@@ -42,7 +44,12 @@ pub const EXTENSIONS: [&str; 7] = [
 ];
 
 /// Answers a path below `/v2/` (given without it) that is not the core protocol.
-pub async fn http(dataplane: &Arc<Dataplane>, method: &Method, path: &str, body: Bytes) -> Result<Reply, Fault> {
+pub async fn http(
+    dataplane: &Arc<Dataplane>,
+    method: &Method,
+    path: &str,
+    body: Bytes,
+) -> Result<Reply, Fault> {
     let segments: Vec<&str> = path.split('/').collect();
     let allowed = allowed(&segments);
     if allowed.is_empty() {
@@ -56,7 +63,12 @@ pub async fn http(dataplane: &Arc<Dataplane>, method: &Method, path: &str, body:
 }
 
 /// JSON text, or none where the answer is only that it has been done.
-async fn answer(dataplane: &Arc<Dataplane>, segments: &[&str], body: Bytes, is_change: bool) -> Result<String> {
+async fn answer(
+    dataplane: &Arc<Dataplane>,
+    segments: &[&str],
+    body: Bytes,
+    is_change: bool,
+) -> Result<String> {
     let model = |name: &str, version: &str| dataplane.model(&model_name(name)?, version);
     match segments {
         ["models", "stats"] => statistics::json(dataplane, "", ""),

@@ -40,7 +40,10 @@ pub(super) fn index_json(dataplane: &Dataplane, body: &[u8]) -> Result<String> {
 }
 
 /// `RepositoryIndex`.
-pub(super) fn index(dataplane: &Dataplane, request: &RepositoryIndexRequest) -> Result<RepositoryIndexResponse> {
+pub(super) fn index(
+    dataplane: &Dataplane,
+    request: &RepositoryIndexRequest,
+) -> Result<RepositoryIndexResponse> {
     nameless(&request.repository_name)?;
     let rows = dataplane.index().into_iter().filter(|row| !request.ready || row.state == "READY");
     let model = |row: crate::dataplane::IndexRow| ModelIndex {
@@ -53,7 +56,12 @@ pub(super) fn index(dataplane: &Dataplane, request: &RepositoryIndexRequest) -> 
 }
 
 /// Loads or unloads a model; returns when the control plane has answered. `body` is an object with `parameters`.
-pub(super) async fn command(dataplane: &Arc<Dataplane>, action: &str, name: &str, mut body: Value) -> Result<()> {
+pub(super) async fn command(
+    dataplane: &Arc<Dataplane>,
+    action: &str,
+    name: &str,
+    mut body: Value,
+) -> Result<()> {
     if dataplane.config.model_control != "explicit" {
         // Triton's words, also where nothing is polled: clients match them.
         return Err(Error::unavailable("explicit model load / unload is not allowed if polling is enabled"));

@@ -47,7 +47,9 @@ impl health_server::Health for Health {
         request: tonic::Request<HealthCheckRequest>,
     ) -> Result<tonic::Response<HealthCheckResponse>, Status> {
         match self.status(&request.get_ref().service) {
-            ServingStatus::ServiceUnknown => Err(Status::not_found("there is no service or model of that name")),
+            ServingStatus::ServiceUnknown => {
+                Err(Status::not_found("there is no service or model of that name"))
+            }
             status => Ok(tonic::Response::new(response(status))),
         }
     }
@@ -66,7 +68,11 @@ impl health_server::Health for Health {
 }
 
 /// Tells the status now, and whenever it has changed, until the client goes.
-async fn watch_task(health: Health, service: String, sender: mpsc::Sender<Result<HealthCheckResponse, Status>>) {
+async fn watch_task(
+    health: Health,
+    service: String,
+    sender: mpsc::Sender<Result<HealthCheckResponse, Status>>,
+) {
     let mut told = None;
     loop {
         let status = health.status(&service);
@@ -80,7 +86,10 @@ async fn watch_task(health: Health, service: String, sender: mpsc::Sender<Result
 /// Answers a call to any service but the inference service.
 pub async fn call(dataplane: Arc<Dataplane>, request: Request<Incoming>) -> Response<GrpcBody> {
     // Reflection is built for each call: a person's tool asks once, and the tables are not worth keeping.
-    let reflection = || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(proto::DESCRIPTORS);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+    };
     let known = "the descriptors were compiled with this crate";
     let path = request.uri().path();
     let Ok(response) = if path.starts_with("/grpc.health.v1.Health/") {
@@ -92,5 +101,5 @@ pub async fn call(dataplane: Arc<Dataplane>, request: Request<Incoming>) -> Resp
     } else {
         return refusal(Status::unimplemented(format!("there is no method '{path}'")));
     };
-    response.map(GrpcBody::Tonic)
+    response.map(GrpcBody::Boxed)
 }

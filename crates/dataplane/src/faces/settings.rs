@@ -7,7 +7,9 @@ use crate::dataplane::Dataplane;
 use crate::error::{Error, Result};
 use crate::proto::log_settings_request::setting_value::ParameterChoice as Asked;
 use crate::proto::log_settings_response::setting_value::ParameterChoice as Told;
-use crate::proto::{self, LogSettingsRequest, LogSettingsResponse, TraceSettingRequest, TraceSettingResponse};
+use crate::proto::{
+    self, LogSettingsRequest, LogSettingsResponse, TraceSettingRequest, TraceSettingResponse,
+};
 
 /// As far as Triton's settings can say it: nothing is traced.
 fn trace_settings() -> Value {
@@ -37,7 +39,9 @@ fn check(kind: &str, current: &Value, asked: &Map<String, Value>) -> Result<()> 
             )));
         }
         if !value.is_null() && value != now {
-            return Err(Error::unsupported(format!("{kind} setting '{key}' cannot be changed at run time, it is {now}")));
+            return Err(Error::unsupported(format!(
+                "{kind} setting '{key}' cannot be changed at run time, it is {now}"
+            )));
         }
     }
     Ok(())

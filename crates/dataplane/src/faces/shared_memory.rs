@@ -4,8 +4,8 @@
 
 use bytes::Bytes;
 
-use crate::error::{Error, Result};
 use crate::body::Coding;
+use crate::error::{Error, Result};
 use crate::grpc::{decode, reply};
 use crate::proto;
 
