@@ -1,7 +1,8 @@
 """`lrai.Engine`: a model in the caller's own process, for the lowest latency; no server, no port.
 
-It runs the backends of the server on buffers that are allocated once: the arguments are copied in,
-the engine computes on bound memory, and the results are copied out unless the caller asks for views.
+It runs the backends of the server on buffers that are allocated once: the arguments are copied
+in, the engine computes on bound memory, and the results are copied out unless the caller asks for
+views.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Array = npt.NDArray[Any]
-    Inputs = "Array | Mapping[str, npt.ArrayLike]"
+    Inputs = Array | Mapping[str, npt.ArrayLike]
 
 # Enough for a 99.9th percentile of 65 values; the oldest latency makes room for the newest.
 _WINDOW: Final = 65_536
@@ -203,10 +204,10 @@ class Engine:
         tensors = self.signature.inputs
         if not isinstance(inputs, Mapping):
             if len(tensors) != 1:
-                names = ", ".join(tensor.name for tensor in tensors)
+                wanted = ", ".join(tensor.name for tensor in tensors)
                 raise InvalidInputError(
                     f"the model has {len(tensors)} inputs, and one array was given",
-                    hint=f"pass a mapping with {names}",
+                    hint=f"pass a mapping with {wanted}",
                 )
             inputs = {tensors[0].name: inputs}
         names = {tensor.name for tensor in tensors}
@@ -226,7 +227,7 @@ class Engine:
                 return None
             raise InvalidInputError(f"input '{tensor.name}' is missing")
         expected = np.dtype(NUMPY_TYPES[tensor.datatype])
-        array = np.asarray(value)
+        array: Array = np.asarray(value)
         if tensor.datatype == "BYTES":
             array = array.astype(np.object_)
         elif array.dtype != expected:

@@ -107,7 +107,7 @@ def test_a_model_that_dies_while_loading_costs_only_itself(
     (repository / "fickle" / "1" / "die").touch()
     with start_server(repository) as server:
         assert client_of(server, "mlp").infer([ROW])[0] == 200
-        status, body = client_of(server, "fickle").infer([[1.0, 1.0]])
+        status, _ = client_of(server, "fickle").infer([[1.0, 1.0]])
         assert status == 503
         assert "SIGABRT" in sentences(server)
 

@@ -76,3 +76,13 @@ def test_the_program_runs(model, monkeypatch):
     names = {}
     exec(compile(program, "README.md", "exec"), names)
     assert np.allclose(names["engine"].predict({"x": ROW}).outputs["y"], ROW @ WEIGHTS)
+
+
+def test_every_number_is_a_line_of_a_result():
+    quoted = README.split("<!-- results -->")[1].split("<!-- /results -->")[0]
+    results = Path(__file__).parents[2] / "benchmarks/results"
+    known = {line for file in results.glob("*.md") for line in file.read_text().splitlines()}
+    rows = [line for line in quoted.splitlines() if line.startswith("|")]
+    assert [row for row in rows if row not in known] == []
+    without_rows = [line for line in quoted.splitlines() if not line.startswith("|")]
+    assert not re.search(r"\d+[.,]?\d* ?(ms|µs|req|%|x\b|MB)", "\n".join(without_rows))

@@ -97,4 +97,5 @@ def zoo(tmp_path_factory, write_model):
     with start_server(
         folder, "--model-control-mode=explicit", f"--load-model={','.join(loaded)}", "--threads=1"
     ) as server:
+        assert not server.events("model_failed")
         yield server

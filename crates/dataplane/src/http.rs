@@ -9,6 +9,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
+use percent_encoding::percent_decode_str;
 use serde_json::json;
 
 use crate::answer::{Answer, Ticket};
@@ -152,29 +153,13 @@ fn is_number(text: &str) -> bool {
 
 /// Decodes a model's name; it must stay one segment of a path.
 pub fn model_name(encoded: &str) -> Result<Cow<'_, str>> {
-    let name = decode_percent(encoded)
-        .ok_or_else(|| Error::invalid(format!("model name '{encoded}' is not percent-encoded UTF-8")))?;
+    let name = percent_decode_str(encoded)
+        .decode_utf8()
+        .map_err(|_| Error::invalid(format!("model name '{encoded}' is not percent-encoded UTF-8")))?;
     if name.contains(['/', '\\', '\0']) || name == "." || name == ".." {
         return Err(Error::invalid("model name must not contain path traversal characters"));
     }
     Ok(name)
-}
-
-fn decode_percent(text: &str) -> Option<Cow<'_, str>> {
-    if !text.contains('%') {
-        return Some(Cow::Borrowed(text));
-    }
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte == b'%' {
-            let mut digit = || char::from(rest.next()?).to_digit(16);
-            bytes.push((digit()? * 16 + digit()?) as u8);
-        } else {
-            bytes.push(byte);
-        }
-    }
-    String::from_utf8(bytes).ok().map(Cow::Owned)
 }
 
 fn readiness(dataplane: &Dataplane, ready: bool) -> StatusCode {

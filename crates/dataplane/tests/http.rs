@@ -371,7 +371,6 @@ fn names_that_climb_out_of_the_path_are_refused() {
         assert_eq!((status, text.as_str()), (400, "model name must not contain path traversal characters"));
     }
     assert_eq!(server.get("/v2/models/%ff/ready").error().0, 400);
-    assert_eq!(server.get("/v2/models/%2/ready").error().0, 400);
 }
 
 #[test]

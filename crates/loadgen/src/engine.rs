@@ -191,7 +191,10 @@ impl Engine {
         // epoll_wait sleeps whole milliseconds, and its precise successor came with Linux 5.11; ppoll does the rest.
         let whole = nanoseconds / 1_000_000 * 1_000_000;
         if whole == 0 && nanoseconds > 0 {
-            let _ = poll(&mut [PollFd::new(&self.epoll, PollFlags::IN)], Some(&timespec(nanoseconds)));
+            let watched = &mut [PollFd::new(&self.epoll, PollFlags::IN)];
+            if poll(watched, Some(&timespec(nanoseconds))) == Ok(0) {
+                return Ok(());
+            }
         }
         let mut events = std::mem::take(&mut self.events);
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&timespec(whole))) {

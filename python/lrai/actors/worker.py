@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import random
 import threading
 import time
 import traceback
@@ -68,9 +69,10 @@ def _live(message: ForkMessage, link_fd: int) -> int:
 
 
 def _settle_in(message: ForkMessage) -> None:
-    """Make the fresh fork a process of its own: title, signals, limits."""
+    """Make the fresh fork a process of its own: title, seed, limits."""
     spec = message.spec
     end_with_parent(message.parent_pid)
+    random.seed()
     setproctitle(f"lrai: {spec} #{message.number}")
     raise_oom_score()
     faulthandler.enable()

@@ -63,7 +63,7 @@ class PythonBackend(Backend):
 
     def __init__(self, spec: BackendSpec) -> None:
         """Import `model.py` and call its `load`."""
-        # Python seeds `random` after a fork itself; forks must not share numpy's numbers either.
+        # Forks must not draw the same numbers.
         np.random.seed()
         folder = Path(spec.path)
         module = _import_model(folder)

@@ -1,5 +1,6 @@
 """Small real ONNX models for tests; made with onnx, which only tests need."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,7 @@ def save(
 ) -> Path:
     """Write a model; its folders are made."""
     graph = helper.make_graph(nodes, path.stem, inputs, outputs, weights or [])
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=min(8, 10)
-    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     onnx.checker.check_model(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path)
@@ -72,7 +71,7 @@ def mlp(path: Path, sizes: tuple[int, ...] = (30, 64, 32, 2), seed: int = 0) -> 
     """A perceptron with seeded random weights: `x [N, first] -> y [N, last]`, FP32."""
     random = np.random.default_rng(seed)
     nodes, weights, name = [], [], "x"
-    for layer, (rows, columns) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for layer, (rows, columns) in enumerate(pairwise(sizes)):
         scale = 1 / np.sqrt(rows)
         for kind, shape in (("w", (rows, columns)), ("b", (columns,))):
             array = random.normal(0, scale, shape).astype(np.float32)
