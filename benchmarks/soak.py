@@ -81,7 +81,7 @@ def cycle(peer: LraiPeer, model: str, count: int) -> list[Footprint]:
 
 
 def settled(peer: LraiPeer, done: int) -> Footprint:
-    """The footprint once the server has put away what it no longer needs, as it does every second."""
+    """The footprint once the server has put away what it no longer needs; it does so often."""
     last = footprint(peer, done)
     for _ in range(MAX_SETTLING):
         time.sleep(SETTLE_S)

@@ -18,7 +18,7 @@ from lrai.gateway.oip import model_spec
 from lrai.log import get_log
 from lrai.machine import available_cpus, available_memory_bytes
 from lrai.registry.index import Entry, Index
-from lrai.registry.override import read_override, remove_folder
+from lrai.registry.override import is_override, read_override, remove_folder
 from lrai.registry.repository import ModelSource, Repository, VersionSource
 from lrai.registry.resolve import ServedModel, model_settings, resolve
 
@@ -89,16 +89,6 @@ class Lifecycle:
             if is_gone:
                 self.index.forget(name)
 
-    async def poll(self) -> None:
-        """Follow the disk: load what is new or changed, unload what is gone."""
-        names = await asyncio.to_thread(self._repository.names)
-        gone = self.index.names() - set(names)
-        tasks = [self.unload(name, is_gone=True) for name in sorted(gone)]
-        tasks += [self.load(name, is_retrying=False) for name in names]
-        for result in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(result, BaseException) and not isinstance(result, LraiError):
-                raise result
-
     def replica_ready(self, event: Event) -> None:
         """Take notice that a replica takes batches."""
         self._supervisor.ready(event.replica)
@@ -128,7 +118,7 @@ class Lifecycle:
         self, name: str, parameters: Mapping[str, Any] | None
     ) -> tuple[ModelSource, Path | None]:
         try:
-            if parameters and "config" in parameters:
+            if parameters and is_override(parameters):
                 return await asyncio.to_thread(read_override, self._repository, name, parameters)
             return await asyncio.to_thread(self._repository.find, name), None
         except ModelNotFoundError:

@@ -18,7 +18,8 @@ from typing import Any, Final
 from lrai.actors.supervisor import Supervisor
 from lrai.config import Settings
 from lrai.errors import LraiError, ModelNotFoundError
-from lrai.gateway.native import VERSION, Event, Gateway, open_gateway, parse_model_config
+from lrai.gateway.faces.model_control import ModelControl
+from lrai.gateway.native import VERSION, Gateway, open_gateway, parse_model_config
 from lrai.gateway.oip import gateway_config
 from lrai.lifecycle import Lifecycle
 from lrai.log import LEVELS, get_log, start_log
@@ -40,6 +41,7 @@ class Server:
         self._supervisor = supervisor
         self._repository = Repository(settings, parse_model_config)
         self._lifecycle = Lifecycle(settings, self._repository, gateway, supervisor)
+        self._control = ModelControl(self._lifecycle, self._repository, gateway)
         self._stopping = asyncio.Event()
         self._exit_code = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -109,15 +111,7 @@ class Server:
         _log.info("settled", message, seconds=round(time.monotonic() - self._started_s, 3))
         _notify("READY=1")
         if wanted.model_control_mode == "poll":
-            self._spawn(self._poll(wanted.poll_secs))
-
-    async def _poll(self, period_s: float) -> None:
-        while True:
-            await asyncio.sleep(period_s)
-            try:
-                await self._lifecycle.poll()
-            except LraiError as error:
-                _log.warning("poll_failed", str(error))
+            self._spawn(self._control.follow_disk(wanted.poll_secs))
 
     async def _tick(self) -> None:
         """Let the supervisor look at the data plane's numbers, ten times a second."""
@@ -136,7 +130,7 @@ class Server:
                 case "replica_lost":
                     self._lifecycle.replica_lost(event)
                 case "command":
-                    self._spawn(self._obey(event))
+                    self._spawn(self._control.obey(event))
                 case "removed":
                     self._spawn(self._lifecycle.removed(event.key))
                 case "poison":
@@ -144,22 +138,6 @@ class Server:
                     _log.warning("poison", message, digest=event.digest)
                 case kind:
                     _log.write(LEVELS[event.level], kind, event.message, {})
-
-    async def _obey(self, command: Event) -> None:
-        code, message = "", ""
-        try:
-            if command.kind == "load":
-                await self._lifecycle.load(command.model, command.parameters)
-            else:
-                await self._lifecycle.unload(command.model)
-        except LraiError as error:
-            code, message = error.code, str(error)
-            if not message.startswith("failed to "):
-                message = f"failed to {command.kind} '{command.model}', {message}"
-        except Exception as error:  # noqa: BLE001, a defect of ours leaves no client waiting
-            code, message = "internal", f"{command.kind} of '{command.model}' failed: {error!r}"
-            _log.error("command_failed", message)
-        self._gateway.answer(command.ticket, code, message)
 
     async def _drain(self) -> None:
         _notify("STOPPING=1")

@@ -30,13 +30,14 @@ def serve(*arguments, **options):
     )
 
 
-def open_request(address):
+def open_request(server, http):
     """Send half a request, so that its connection stays open; return the rest and the connection."""
-    host, port = address.rsplit(":", 1)
+    host, port = server.http.rsplit(":", 1)
     body = b'{"inputs":[{"name":"seconds","shape":[1],"datatype":"FP32","data":[0]}]}'
     connection = socket.create_connection((host, int(port)))
     head = f"POST /v2/models/slow/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     connection.sendall(head.encode() + body[:10])
+    wait_until(lambda: b"\nlrai_connections 1\n" in http(server.metrics, "/metrics").body)
     return connection, body[10:]
 
 
@@ -61,9 +62,9 @@ def test_nothing_is_left_of_a_server(mlp):
     assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
 
 
-def test_open_request_is_answered_before_the_end(tmp_path, write_model):
+def test_open_request_is_answered_before_the_end(tmp_path, write_model, http):
     with start_server(write_model(tmp_path / "slow")) as server:
-        connection, rest = open_request(server.http)
+        connection, rest = open_request(server, http)
         with connection:
             server.process.send_signal(signal.SIGTERM)
             server.wait_for("draining")
@@ -74,9 +75,9 @@ def test_open_request_is_answered_before_the_end(tmp_path, write_model):
         assert server.process.wait(20) == 0
 
 
-def test_draining_server_takes_no_new_connection(tmp_path, write_model):
+def test_draining_server_takes_no_new_connection(tmp_path, write_model, http):
     with start_server(write_model(tmp_path / "slow")) as server:
-        connection, rest = open_request(server.http)
+        connection, rest = open_request(server, http)
         with connection:
             server.process.send_signal(signal.SIGTERM)
             server.wait_for("draining")
@@ -93,17 +94,17 @@ def test_draining_server_takes_no_new_connection(tmp_path, write_model):
         assert server.process.wait(20) == 0
 
 
-def test_drain_ends_at_its_timeout(tmp_path, write_model):
+def test_drain_ends_at_its_timeout(tmp_path, write_model, http):
     with start_server(write_model(tmp_path / "slow"), "--drain-timeout=200ms") as server:
-        connection, _ = open_request(server.http)
+        connection, _ = open_request(server, http)
         with connection:
             assert server.stop() == 0
         assert server.events("drain_ended")
 
 
-def test_second_signal_ends_at_once(tmp_path, write_model):
+def test_second_signal_ends_at_once(tmp_path, write_model, http):
     with start_server(write_model(tmp_path / "slow")) as server:
-        connection, _ = open_request(server.http)
+        connection, _ = open_request(server, http)
         with connection:
             server.process.send_signal(signal.SIGTERM)
             server.wait_for("draining")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lrai.errors import LraiError, ModelLoadError, ModelNotFoundError, RepositoryError
+from lrai.errors import ModelLoadError, ModelNotFoundError, RepositoryError
 
 
 async def test_loaded_model_is_routed_and_stands_in_the_index(world: Any) -> None:
@@ -223,31 +223,3 @@ async def test_files_of_a_failed_command_are_removed(
     with pytest.raises(ModelLoadError):
         await world.lifecycle().load("new", {"config": "{}", "file:1/model.onnx": file})
     assert list((tmp_path / "temp").iterdir()) == []
-
-
-async def test_poll_follows_the_disk(world: Any) -> None:
-    kept, gone = world.write("kept.onnx"), world.write("gone.onnx")
-    lifecycle = world.lifecycle()
-    await lifecycle.poll()
-    assert world.native.states() == {"gone/1": "READY", "kept/1": "READY"}
-    gone.unlink()
-    os.utime(kept, ns=(1, 1))
-    world.write("new.onnx")
-    world.write("bad.onnx", "broken")
-    await lifecycle.poll()
-    assert world.native.states() == {
-        "bad/1": "the file is broken hint: export it again",
-        "kept/1": "READY",
-        "new/1": "READY",
-    }
-
-
-async def test_poll_does_not_try_an_unchanged_failure_again(world: Any) -> None:
-    world.write("bad.onnx", "broken")
-    lifecycle = world.lifecycle()
-    await lifecycle.poll()
-    await lifecycle.poll()
-    assert len(world.supervisor.specs) == 1
-    with pytest.raises(LraiError):
-        await lifecycle.load("bad")
-    assert len(world.supervisor.specs) == 2

@@ -85,6 +85,7 @@ impl Server {
     async fn connect(&self) -> Client {
         let address = self.running.addresses.grpc.as_ref().unwrap();
         let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
         let (sender, connection) = h2::client::handshake(stream).await.unwrap();
         tokio::spawn(connection);
         Client { sender }
@@ -525,6 +526,39 @@ async fn a_message_that_would_grow_without_end_is_refused() {
     }
     let response: ModelInferResponse = client.infer(&raw_request(&vec![0.5; 1_000_000])).await.decode();
     assert_eq!(response.raw_output_contents[0].len(), 4_000_000);
+}
+
+#[tokio::test]
+async fn damaged_messages_are_answered_and_harm_nobody() {
+    let server = Server::start(json!({}));
+    let mut client = server.connect().await;
+    let contents = InferTensorContents { fp32_contents: vec![1.0, 2.0], ..Default::default() };
+    let typed = typed_request("m", input("FP32", &[1, 2]), contents);
+    let seeds = [raw_request(&[1.0, 2.0]).encode_to_vec(), typed.encode_to_vec()];
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = move |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below as u64) as usize
+    };
+    for round in 0..600 {
+        let mut message = framed(0, &seeds[round % 2]);
+        for _ in 0..=random(3) {
+            let at = random(message.len());
+            match random(4) {
+                0 => message[at] ^= 1 << random(8),
+                1 => message[at] = [0, 0x7f, 0x80, 0xff][random(4)],
+                2 => message.insert(at, random(256) as u8),
+                _ => drop(message.remove(at)),
+            }
+        }
+        let ended = client.raw(&format!("{SERVICE}ModelInfer"), &[], &[&message]).await;
+        let refused = [3, 5, 8, 12, 13];
+        assert!(ended.status() == 0 || refused.contains(&ended.status()), "{ended:?} after {message:?}");
+    }
+    let response: ModelInferResponse = client.infer(&raw_request(&[1.0])).await.decode();
+    assert_eq!(raw_outputs(&response), [floats(&[1.0])]);
 }
 
 #[tokio::test]

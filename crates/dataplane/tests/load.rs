@@ -6,6 +6,7 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use lrai_dataplane::config::Config;
@@ -67,12 +68,15 @@ fn client(address: &str, connections: usize, request: &[u8]) -> u64 {
 
 /// Processor time that the gateway's thread has used: a measure that other load on the machine does not spoil.
 fn gateway_seconds() -> f64 {
-    let tasks = std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
-    let is_gateway = |task: &std::path::PathBuf| {
-        std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "lrai-gateway-0")
-    };
-    let text =
-        std::fs::read_to_string(tasks.into_iter().find(is_gateway).unwrap().join("schedstat")).unwrap();
+    // A thread that ends while the folder is read can hide others.
+    let clock = (0..1000).find_map(|_| {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
+        let is_gateway = |task: &PathBuf| {
+            std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "lrai-gateway-0")
+        };
+        tasks.into_iter().find(is_gateway)
+    });
+    let text = std::fs::read_to_string(clock.unwrap().join("schedstat")).unwrap();
     text.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e9
 }
 

@@ -8,12 +8,17 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Final
 
 from lrai.errors import ModelNotFoundError, RepositoryError
 from lrai.registry.repository import ModelSource, Repository, check_name
 
-_FILE = "file:"
+_FILE: Final = "file:"
+
+
+def is_override(parameters: Mapping[str, Any]) -> bool:
+    """Whether a load command brings its own configuration or files."""
+    return any(key == "config" or key.startswith(_FILE) for key in parameters)
 
 
 def read_override(

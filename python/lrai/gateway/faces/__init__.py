@@ -1,4 +1,4 @@
-"""What further protocols want to know of a model; beside the core, and never in a request's way.
+"""What further protocols want: Triton's model configuration, and its control over what is served.
 
-Called by `lifecycle.py`. Never changes how a plain request is answered.
+Called by `server.py` and `lifecycle.py`. Never changes how a plain request is answered.
 """
