@@ -124,8 +124,7 @@ class Lifecycle:
         except ModelNotFoundError:
             raise
         except LraiError as error:
-            if not self.index.served(name):
-                self._fail(name, None, error)
+            self._fail(name, None, error)
             raise
 
     async def _load_version(
@@ -133,8 +132,9 @@ class Lifecycle:
     ) -> None:
         name = source.name
         entry = self.index.entry(name, version.version)
-        is_same = entry.fingerprint == version.fingerprint
-        if is_same and (entry.key is not None or not is_retrying):
+        if version.fingerprint == entry.fingerprint:
+            return
+        if version.fingerprint == entry.refused and not is_retrying:
             return
         if entry.key is None:
             self.index.set(name, version.version, Entry("LOADING"))
@@ -143,8 +143,7 @@ class Lifecycle:
             async with self._slots:
                 key, served = await self._bring_up(source, version)
         except LraiError as error:
-            if entry.key is None:
-                self._fail(name, version, error)
+            self._fail(name, version, error)
             raise
         if folder is not None:
             self._folders[key] = folder
@@ -205,7 +204,9 @@ class Lifecycle:
         number, mark = (version.version, version.fingerprint) if version else ("", ())
         if self.index.fail(name, number, mark, error):
             which = f"model '{name}'" + (f" version {number}" if number else "")
-            _log.error("model_failed", f"{which} is not served: {error}")
+            is_served = self.index.entry(name, number).key is not None
+            what = "is not changed" if is_served else "is not served"
+            _log.error("model_failed", f"{which} {what}: {error}")
 
     def _tell(self, served: ServedModel, seconds: float) -> None:
         for note in served.notes:

@@ -142,8 +142,8 @@ class Server:
     async def _drain(self) -> None:
         _notify("STOPPING=1")
         limit_s = self._settings.server.drain_timeout_s
-        _log.info("draining", f"finishing open requests, at most {limit_s:g} s")
         self._gateway.drain()
+        _log.info("draining", f"finishing open requests, at most {limit_s:g} s")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 while self._gateway.open_connections():

@@ -31,7 +31,9 @@ FIELDS = {
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
-} | {f"{sign}INT{bits}": f"{sign.lower()}int_contents" for sign in ("", "U") for bits in (8, 16, 32)}
+} | {
+    f"{sign}INT{bits}": f"{sign.lower()}int_contents" for sign in ("", "U") for bits in (8, 16, 32)
+}
 STATUS = {
     "INVALID_ARGUMENT": 400,
     "NOT_FOUND": 404,

@@ -28,7 +28,9 @@ SOUNDS = {
     "silero_vad_openvino_16k": [(576, 1, None)],
     "silero_vad_16k_sequence": [(576, 1, None), (576, 20, None)],
 }
-CASES = [(name, case) for table in (IMAGES, SOUNDS) for name, cases in table.items() for case in cases]
+CASES = [
+    (name, case) for table in (IMAGES, SOUNDS) for name, cases in table.items() for case in cases
+]
 
 
 def installed(package):

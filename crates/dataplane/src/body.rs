@@ -27,7 +27,7 @@ const DISCARD: Duration = Duration::from_secs(2);
 const DISCARD_BYTES: usize = 256 << 20;
 
 /// Shorter answers are not worth compressing.
-const MIN_COMPRESSED: usize = 1024;
+pub const MIN_COMPRESSED: usize = 1024;
 
 /// A complete body; its bytes count as held until it is dropped.
 pub struct Received {
@@ -254,7 +254,7 @@ mod tests {
     #[test]
     fn a_bomb_is_refused_at_the_limit() {
         let memory = Memory::new(1 << 20);
-        let bomb = Coding::Gzip.pack(&vec![0; 10 << 20]).expect("long enough");
+        let bomb = Coding::Gzip.pack(&vec![0; 1 << 20]).expect("long enough");
         let bomb = Received { data: bomb.into(), held: memory.hold() };
         let refused = Coding::Gzip.unpack(&bomb, 100_000, &memory).err().expect("too large");
         assert_eq!(refused.code, crate::error::Code::TooLarge);

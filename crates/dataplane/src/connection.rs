@@ -24,7 +24,7 @@ const CONNECTION_WINDOW: u32 = 8 << 20;
 const MAX_FRAME: u32 = 128 << 10;
 const PING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The part of a connection that its gateway sees. Its own task writes it, except `patience`.
+/// The part of a connection that its gateway sees. Its own thread writes it, except `patience`.
 pub struct Connection {
     gateway: Arc<Gateway>,
     /// Who is at the other end.
@@ -64,10 +64,10 @@ impl Connection {
     }
 
     /// A request begins; it ends when the guard is dropped.
-    pub fn begin(&self) -> Busy<'_> {
+    pub fn begin(self: &Arc<Self>) -> Busy {
         self.in_flight.store(self.in_flight.load(Relaxed) + 1, Relaxed);
         self.has_begun.store(true, Relaxed);
-        Busy { connection: self }
+        Busy { connection: Arc::clone(self) }
     }
 
     /// Has the connection's task look at its flags.
@@ -91,13 +91,13 @@ impl Connection {
 }
 
 /// A request in flight.
-pub struct Busy<'a> {
-    connection: &'a Connection,
+pub struct Busy {
+    connection: Arc<Connection>,
 }
 
-impl Drop for Busy<'_> {
+impl Drop for Busy {
     fn drop(&mut self) {
-        let connection = self.connection;
+        let connection = &self.connection;
         connection.in_flight.store(connection.in_flight.load(Relaxed) - 1, Relaxed);
         connection.since_ms.store(connection.gateway.now_ms(), Relaxed);
     }

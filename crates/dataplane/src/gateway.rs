@@ -6,20 +6,21 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{Request, Response, Version};
-use http_body_util::{Either, Full};
-use hyper::body::{Body, Incoming};
+use http_body_util::Full;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::Semaphore;
+use tonic::Status;
 
 use crate::access::AccessLog;
-use crate::connection::Connection;
+use crate::connection::{Busy, Connection};
 use crate::dataplane::Dataplane;
 use crate::error::{Error, Result};
 use crate::faces::metrics::{self, ModelMetrics};
@@ -29,7 +30,45 @@ use crate::models::Model;
 use crate::{grpc, http as http_face};
 
 /// Any face's answer.
-pub type Answer = Response<Either<Full<Bytes>, GrpcBody>>;
+pub type Answer = Response<Outgoing>;
+
+/// The body of an answer. A stream keeps its connection busy; an answer that is complete does not, so that a client
+/// which never reads it is swept away in the end.
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Outgoing {
+    Http(Full<Bytes>),
+    Grpc(GrpcBody),
+    Stream(GrpcBody, Busy),
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match self.get_mut() {
+            Self::Http(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
+            Self::Grpc(body) | Self::Stream(body, _) => Pin::new(body).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http(body) => body.is_end_stream(),
+            Self::Grpc(body) | Self::Stream(body, _) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http(body) => body.size_hint(),
+            Self::Grpc(body) | Self::Stream(body, _) => body.size_hint(),
+        }
+    }
+}
 
 /// The state behind all connections.
 pub struct Gateway {
@@ -130,21 +169,21 @@ impl Gateway {
     /// Answers one request of a connection; a panic costs this request only.
     pub async fn answer(
         &self,
-        connection: &Connection,
+        connection: &Arc<Connection>,
         request: Request<Incoming>,
     ) -> Result<Answer, Infallible> {
-        let _busy = connection.begin();
+        let busy = connection.begin();
         let line = self.access.as_ref().map(|log| (log, log_line(connection, &request), Instant::now()));
         let is_grpc = is_grpc(&request);
         if connection.is_metrics_only && request.uri().path() != "/metrics" {
-            return Ok(Fault::path(request.uri().path()).reply().map(Either::Left));
+            return Ok(Fault::path(request.uri().path()).reply().map(Outgoing::Http));
         }
         // Pinned where it is made: a future that is passed on by value takes its room twice.
         let answered = pin!(async {
             if is_grpc {
-                grpc::call(Arc::clone(&self.dataplane), request).await.map(Either::Right)
+                grpc::call(Arc::clone(&self.dataplane), request).await.map(Outgoing::Grpc)
             } else {
-                http_face::call(self, request).await.map(Either::Left)
+                http_face::call(self, request).await.map(Outgoing::Http)
             }
         });
         let answer = unless_panicked(answered).await.unwrap_or_else(|| panicked(is_grpc));
@@ -154,7 +193,10 @@ impl Gateway {
             line["duration_seconds"] = json!(began.elapsed().as_secs_f64());
             log.log(&line);
         }
-        Ok(answer)
+        Ok(answer.map(|body| match body {
+            Outgoing::Grpc(body @ GrpcBody::Boxed(_)) => Outgoing::Stream(body, busy),
+            body => body,
+        }))
     }
 }
 
@@ -180,9 +222,9 @@ fn is_grpc(request: &Request<Incoming>) -> bool {
 fn panicked(is_grpc: bool) -> Answer {
     let message = "the server failed on this request";
     if is_grpc {
-        return crate::framing::refusal(tonic::Status::internal(message)).map(Either::Right);
+        return crate::framing::refusal(Status::internal(message)).map(Outgoing::Grpc);
     }
-    Fault::from(Error::internal(message)).reply().map(Either::Left)
+    Fault::from(Error::internal(message)).reply().map(Outgoing::Http)
 }
 
 /// A request's line of the access log, complete but for its answer.

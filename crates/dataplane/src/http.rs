@@ -218,7 +218,6 @@ async fn infer(
     incoming: &mut Incoming,
 ) -> Result<Reply, Fault> {
     let coding = Coding::of_request(headers)?;
-    let packing = Coding::wanted(headers);
     let (config, memory) = (&dataplane.config, &dataplane.memory);
     let received = body::read(incoming, config, memory).await;
     let received = received.inspect_err(|fault| model.stats.refused(fault.refusal(), 0))?;
@@ -240,6 +239,7 @@ async fn infer(
         ticket
     };
     let answer = ticket.await?;
+    let packing = Coding::wanted(headers).filter(|_| encoded_len(&answer) >= body::MIN_COMPRESSED);
     let answered = if packing.is_some() || encoded_len(&answer) > LARGE {
         dataplane.pool.run(move || Answered::new(&answer, packing)).await?
     } else {

@@ -118,7 +118,7 @@ pub fn serve(dataplane: &Arc<Dataplane>) -> Result<Running> {
 }
 
 /// A listening socket and what is behind it. All threads accept from the same socket, whoever is free first; with
-/// SO_REUSEPORT a connection could wait for a busy thread, and a stranger's server could share the port unnoticed.
+/// `SO_REUSEPORT` a connection could wait for a busy thread, and a stranger's server could share the port unnoticed.
 struct Door {
     socket: Socket,
     kind: Kind,

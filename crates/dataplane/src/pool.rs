@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::thread;
 
 use parking_lot::{Condvar, Mutex};
+use rustix::process::setpriority_process;
+use rustix::thread::gettid;
 use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
@@ -15,6 +17,9 @@ pub const LARGE: usize = 64 << 10;
 
 /// Most pieces of work that wait; bytes are bounded by [`crate::memory::Memory`].
 const MAX_WAITING: usize = 4096;
+
+/// How much less the pool counts than other threads when processors are short.
+const NICE: i32 = 5;
 
 type Work = Box<dyn FnOnce() + Send>;
 
@@ -82,6 +87,8 @@ impl Drop for Pool {
 }
 
 fn work_task(shared: &Shared) {
+    // The gateway's thread, which everybody waits for, goes first; where that is not allowed, it is one among equals.
+    let _ = setpriority_process(Some(gettid()), NICE);
     loop {
         let work = {
             let mut state = shared.state.lock();

@@ -138,6 +138,22 @@ async fn grpc_is_answered_on_the_http_port_too() {
 }
 
 #[tokio::test]
+async fn an_open_stream_keeps_its_connection_and_an_idle_connection_is_told_to_go() {
+    let (_dataplane, running) = start(&json!({ "keep_alive_timeout_ms": 100 })).await;
+    let address = running.addresses.grpc.as_ref().unwrap();
+    let (mut sender, _) = connect(address).await;
+    let path = "/inference.GRPCInferenceService/ModelStreamInfer";
+    let mut open = request("POST", path, Silent.boxed_unsync());
+    open.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+    let mut answer = sender.send_request(open).await.unwrap().into_body();
+    let (mut other, idle) = connect(address).await;
+    assert_eq!(other.send_request(infer(1.0)).await.unwrap().status(), 200);
+    tokio::time::timeout(Duration::from_secs(5), idle).await.unwrap().unwrap().unwrap();
+    let silence = tokio::time::timeout(Duration::from_millis(500), answer.frame()).await;
+    assert!(silence.is_err(), "the stream has ended: {silence:?}");
+}
+
+#[tokio::test]
 async fn draining_says_goodbye() {
     let (_dataplane, running) = start(&json!({})).await;
     let (mut sender, connection) = connect(running.addresses.http.as_ref().unwrap()).await;

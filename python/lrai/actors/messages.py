@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from lrai.backends.base import BackendSpec
@@ -57,7 +57,7 @@ class ForkMessage:
 
     def encode(self) -> bytes:
         """Return the message's bytes."""
-        return json.dumps(asdict(self)).encode()
+        return json.dumps(self, default=vars).encode()
 
     @classmethod
     def decode(cls, text: bytes) -> "ForkMessage":
@@ -76,7 +76,7 @@ class ForkedMessage:
 
     def encode(self) -> bytes:
         """Return the message's bytes."""
-        return json.dumps(asdict(self)).encode()
+        return json.dumps(self, default=vars).encode()
 
     @classmethod
     def decode(cls, text: bytes) -> "ForkedMessage":
@@ -101,7 +101,7 @@ class ActorMessage:
 
     def encode(self) -> bytes:
         """Return the message's bytes."""
-        return json.dumps(asdict(self)).encode()
+        return json.dumps(self, default=vars).encode()
 
     @classmethod
     def decode(cls, text: bytes) -> "ActorMessage":

@@ -26,10 +26,10 @@ def summarise(signature: Signature, slot: memoryview, places: Sequence[Place]) -
             {
                 "name": tensor.name,
                 "rows": place[2][0] if place[2] else 1,
-                "nan": int(np.isnan(values).sum()),
-                "mean": float(finite.mean()) if finite.size else None,
-                "min": float(finite.min()) if finite.size else None,
-                "max": float(finite.max()) if finite.size else None,
+                "nan": int(np.count_nonzero(np.isnan(values))),
+                "mean": float(np.add.reduce(finite)) / finite.size if finite.size else None,
+                "min": float(np.minimum.reduce(finite)) if finite.size else None,
+                "max": float(np.maximum.reduce(finite)) if finite.size else None,
             }
         )
     return {"outputs": outputs}

@@ -17,9 +17,9 @@ _CONTROL_FD: Final = 3
 _ENVIRONMENT: Final[Mapping[str, str]] = {
     # Actors get their processors from the engine's options; libraries must not start more threads.
     "OPENBLAS_NUM_THREADS": "1",
-    # Its uploader would open a database and a thread on import: neither belongs into a template.
-    "ORT_DISABLE_TELEMETRY": "1",
     "OMP_NUM_THREADS": "1",
+    # onnxruntime's uploader would open a database and start a thread in the template.
+    "ORT_DISABLE_TELEMETRY": "1",
     # Every arena keeps memory that was freed.
     "MALLOC_ARENA_MAX": "2",
 }

@@ -37,6 +37,7 @@ _WRONG_SHAPE: Final = re.compile(r"OrtValue provided for output|re-use buffer")
 # A node that fails does so because of the values or the shapes that it was given.
 _NODE: Final = re.compile(r"while running (\w+) node\..*?Status Message: (.*)", re.DOTALL)
 _STATUS: Final = re.compile(r"^.*?\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", re.DOTALL)
+_REHEARSALS: Final = 10
 # y[n,1] = relu(gemm(x[n,2], w[2,1], b[1])), opset 17.
 _TINY_MODEL: Final = (
     "CAg6dQoSCgF4CgF3CgFiEgFoIgRHZW1tCgwKAWgSAXkiBFJlbHUSAWcqEwgCCAEQAUIBd0oIAACAPwAAgD8qDQgBEAFC"
@@ -54,6 +55,13 @@ class _Binding:
     whole: list[Place] | None
     """The same, if every output is written in place."""
     writer: SlotWriter
+
+
+class _TinyBatch:
+    """One row for the tiny model."""
+
+    inputs = ((0, 8, (1, 2)),)
+    output_slot = 0
 
 
 class OrtBackend(Backend):
@@ -81,24 +89,18 @@ class OrtBackend(Backend):
 
     @classmethod
     def rehearse(cls) -> None:
-        """Load and forget a tiny model: the first session builds registries of all kernels.
+        """Load and run a tiny model, and forget it.
 
-        Saves each fork 2 MB and half of a small model's load time.
+        The first session builds registries of all kernels; that saves each fork 2 MB and half of a
+        small model's load time. Repeating it lets the interpreter specialise the code.
         """
         descriptor = os.memfd_create("tiny")
         try:
             os.write(descriptor, base64.b64decode(_TINY_MODEL))
-            for _ in range(10):
+            for _ in range(_REHEARSALS):
                 backend = cls(BackendSpec(f"/proc/self/fd/{descriptor}"))
                 backend.bind(Slabs(memoryview(bytes(64)), memoryview(bytearray(64)), 64))
-                import collections
-                T=collections.namedtuple("T","inputs output_slot")
-                p=None
-                for _ in range(10): p=backend.run(T(((0,8,(1,2)),),0))
-                from lrai.actors.sample import summarise
-                summarise(backend.signature, backend._slabs.slot(0), p)
-                from lrai.actors.messages import ActorMessage, ForkMessage, ActorSpec
-                ActorMessage.decode(ActorMessage("loaded",{"signature": backend.signature.as_dict()}).encode())
+                backend.run(_TinyBatch())
         finally:
             os.close(descriptor)
 
@@ -106,8 +108,8 @@ class OrtBackend(Backend):
         """Keep the slabs and their addresses."""
         self._slabs = slabs
         self._bindings.clear()
-        self._input_address = np.frombuffer(slabs.inputs, np.uint8).ctypes.data
-        self._output_address = np.frombuffer(slabs.outputs, np.uint8).ctypes.data
+        self._input_address = _address(slabs.inputs)
+        self._output_address = _address(slabs.outputs)
 
     def run(self, batch: Batch) -> list[Place]:
         """Run on bound buffers, or on arrays where strings or maps are among the tensors."""
@@ -254,6 +256,11 @@ def _session_options(spec: BackendSpec) -> "onnxruntime.SessionOptions":
         if key.startswith("session."):
             options.add_session_config_entry(key, value)
     return options
+
+
+def _address(memory: memoryview) -> int:
+    address: int = np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
+    return address
 
 
 def _as_feed(array: Array) -> Array:

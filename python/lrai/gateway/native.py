@@ -43,11 +43,11 @@ class Gateway:
         """Wrap a native gateway; `open_gateway` makes one."""
         self._native = native
         self.event_fd = native.event_fd
-        self.publish = native.publish
-        self.remove_model = native.remove_model
-        self.attach = native.attach
+        self.publish = _wrapped()(native.publish)
+        self.remove_model = _wrapped()(native.remove_model)
+        self.attach = _wrapped()(native.attach)
         self.set_ready = native.set_ready
-        self.set_knobs = native.set_knobs
+        self.set_knobs = _wrapped()(native.set_knobs)
         self.answer = native.answer
         self.drain = native.drain
         self.open_connections = native.open_connections

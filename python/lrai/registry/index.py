@@ -1,7 +1,7 @@
 """The repository index: which versions are known, in which state, and why."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lrai.errors import LraiError
 from lrai.registry.repository import Fingerprint
@@ -26,7 +26,9 @@ class Entry:
     key: int | None = None
     """What the data plane calls it while it is served."""
     fingerprint: Fingerprint = ()
-    """The files that were loaded, or that failed."""
+    """The files that are served."""
+    refused: Fingerprint = ()
+    """The files that failed to load since."""
 
 
 class Index:
@@ -67,9 +69,13 @@ class Index:
         self._changed()
 
     def fail(self, name: str, version: str, fingerprint: Fingerprint, error: LraiError) -> bool:
-        """Show why a version is not served; return whether that is news."""
+        """Show why a version is not served, unless former files are; return whether it is news."""
         former = self.entry(name, version)
-        self.set(name, version, Entry("UNAVAILABLE", str(error), None, fingerprint))
+        if former.key is not None:
+            self.set(name, version, replace(former, refused=fingerprint))
+            return True
+        if version or not self.served(name):
+            self.set(name, version, Entry("UNAVAILABLE", str(error), refused=fingerprint))
         return former.reason != str(error)
 
     def forget(self, name: str) -> None:

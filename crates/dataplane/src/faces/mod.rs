@@ -33,10 +33,9 @@ pub const SERVER_NAME: &str = "lrai";
 
 /// The extensions that are there, by Triton's names. Sequences, trace and changes of log settings are not; shared memory
 /// answers its status and `unregister`, because clients call these before anything else, but registers nothing.
-pub const EXTENSIONS: [&str; 7] = [
+pub const EXTENSIONS: [&str; 6] = [
     "classification",
     "model_repository",
-    "schedule_policy",
     "model_configuration",
     "binary_tensor_data",
     "parameters",

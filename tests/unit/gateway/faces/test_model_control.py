@@ -51,3 +51,25 @@ async def test_poll_does_not_try_an_unchanged_failure_again(world: Any) -> None:
     assert len(world.supervisor.specs) == 1
     await control.obey(Event("command", ticket=1, kind="load", model="bad"))
     assert len(world.supervisor.specs) == 2
+
+
+async def test_broken_change_is_tried_once_and_the_former_files_stay(world: Any) -> None:
+    world.write("mlp.onnx")
+    control = make_control(world)
+    await control.look_at_disk()
+    world.write("mlp.onnx", "broken")
+    await control.look_at_disk()
+    await control.look_at_disk()
+    assert len(world.supervisor.specs) == 2
+    assert world.native.states() == {"mlp/1": "READY"}
+    assert world.native.routes == {("mlp", "1"): 1}
+
+
+async def test_broken_configuration_of_a_served_model_leaves_it_in_service(world: Any) -> None:
+    world.write("mlp/1/model.onnx")
+    control = make_control(world)
+    await control.look_at_disk()
+    world.write("mlp/config.pbtxt", '{"max_batch_size": "four"}')
+    await control.look_at_disk()
+    assert world.native.states() == {"mlp/1": "READY"}
+    assert world.native.routes == {("mlp", "1"): 1}
