@@ -15,9 +15,9 @@ from benchmarks import processes
 from benchmarks.bench import Bench, answered_values
 from benchmarks.models import model_path
 from benchmarks.payloads import payload
-from benchmarks.report import Goal, Section, Spread, Table
-from benchmarks.versus import PEERS
-from benchmarks.versus.base import PeerError, Served
+from benchmarks.report import Goal, Section, Table
+from benchmarks.versus.base import Served
+from benchmarks.versus.lrai import LraiPeer
 
 COUNT = 150
 HOW = f"""{COUNT} MLPs of 30-64-32-2 that differ in their last bias, so that an answer tells
@@ -27,45 +27,41 @@ processes)."""
 
 
 def run(bench: Bench) -> Section:
-    """lrai first, then Triton with the same models."""
-    rows, data = [], {}
-    goals: list[Goal] = []
+    """lrai alone: what one process per model costs."""
     models = _build(bench)
     expected = bench.loop("mlp").answer().ravel()
-    for name in (name for name in ("lrai", "triton") if name in bench.peers):
-        try:
-            with PEERS[name](bench.cache).start(models) as peer:
-                started = time.monotonic()
-                wrong = sum(
-                    not np.allclose(
-                        answered_values(peer, payload("mlp", face, served_as=model.name)),
-                        expected + index,
-                        atol=1e-3,
-                    )
-                    for index, model in enumerate(models)
-                    for face in ("json", "binary")
-                )
-                asked = time.monotonic() - started
-                memory_mb = processes.memory_pss_bytes(peer.pids()) / 1e6
-                row = [f"{peer.ready_seconds:.1f}", f"{memory_mb:.0f}", f"{asked:.2f}", str(wrong)]
-                rows.append([name, *row, str(len(peer.pids()))])
-                data[name] = {
-                    "ready_seconds": peer.ready_seconds,
-                    "pss_mb": memory_mb,
-                    "wrong": wrong,
-                }
-                if name == "lrai":
-                    ready = Spread.of([peer.ready_seconds])
-                    goals = [
-                        Goal("all ready within 15 s", f"{ready.text(1)} s", ready.median <= 15),
-                        Goal("PSS at most 700 MB", f"{memory_mb:.0f} MB", memory_mb <= 700),
-                        Goal("each answers as itself", f"{wrong} wrong answers", wrong == 0),
-                    ]
-        except PeerError as error:
-            bench.notes.append(f"{name} was left out: {str(error).splitlines()[0]}")
-    columns = ["server", "ready s", "PSS MB", "asking each twice, s", "wrong answers", "processes"]
-    table = Table(f"{COUNT} models", columns, rows)
-    return Section("many", "Many small models", HOW, [table], goals, bench.notes, data)
+    with LraiPeer(bench.cache).start(models) as peer:
+        ready_mb = processes.memory_pss_bytes(peer.pids()) / 1e6
+        started = time.monotonic()
+        wrong = sum(
+            not np.allclose(
+                answered_values(peer, payload("mlp", face, served_as=model.name)),
+                expected + index,
+                atol=1e-3,
+            )
+            for index, model in enumerate(models)
+            for face in ("json", "binary")
+        )
+        asking_s = time.monotonic() - started
+        pids = peer.pids()
+        asked_mb = processes.memory_pss_bytes(pids) / 1e6
+    memory = [f"{ready_mb:.0f}", f"{asked_mb:.0f}"]
+    row = [f"{peer.ready_seconds:.1f}", *memory, f"{asking_s:.2f}", str(wrong), str(len(pids))]
+    columns = ["ready s", "PSS MB, ready", "PSS MB, asked", "asking each twice, s", "wrong answers"]
+    data = {"ready_seconds": peer.ready_seconds, "pss_mb": [ready_mb, asked_mb], "wrong": wrong}
+    return Section(
+        name="many",
+        title="Many small models",
+        how=HOW,
+        tables=[Table(f"{COUNT} models", [*columns, "processes"], [row])],
+        goals=[
+            Goal("all ready within 15 s", f"{peer.ready_seconds:.1f} s", peer.ready_seconds <= 15),
+            Goal("PSS at most 700 MB", f"{asked_mb:.0f} MB", asked_mb <= 700),
+            Goal("each answers as itself", f"{wrong} wrong answers", wrong == 0),
+        ],
+        notes=bench.notes,
+        data=data,
+    )
 
 
 def _build(bench: Bench) -> Sequence[Served]:

@@ -7,7 +7,6 @@ that it never holds what only the command line needs.
 import asyncio
 import contextlib
 import os
-import resource
 import signal
 import socket
 import sys
@@ -104,7 +103,7 @@ class Server:
         if errors and (wanted.exit_on_error or self._repository.is_single):
             self.stop(exit_code=1)
             return
-        ready = not (errors and wanted.strict_readiness)
+        ready = not (errors and wanted.strict_readiness) and not self._stopping.is_set()
         self._gateway.set_ready(ready)
         loaded = f"{len(names) - len(errors)} of {len(names)} models"
         message = f"{loaded} are served; the server is{'' if ready else ' not'} ready"
@@ -188,12 +187,6 @@ def _obey_signals(server: Server) -> None:
         asyncio.get_running_loop().add_signal_handler(number, drain, number)
 
 
-def _raise_descriptor_limit() -> None:
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 async def serve(settings: Settings) -> int:
     """Serve in this process until a signal comes; return the exit code."""
     gateway = open_gateway(gateway_config(settings, VERSION))
@@ -210,7 +203,6 @@ def main() -> int:
         return 2
     settings = Settings.from_json(text)
     start_log(settings.log.format, settings.log.level)
-    _raise_descriptor_limit()
     try:
         return asyncio.run(serve(settings))
     except LraiError as error:

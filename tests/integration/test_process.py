@@ -162,6 +162,14 @@ def test_absent_model_ends_the_start_with_a_sentence(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
+def test_file_that_is_no_model_ends_the_start_with_a_sentence(tmp_path):
+    (tmp_path / "notes.txt").write_text("this is no model")
+    ended = serve(tmp_path / "notes.txt")
+    assert ended.returncode == 1
+    assert "notes.txt cannot be read: Not a directory hint: " in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_taken_port_ends_the_start_with_a_sentence(mlp):
     with start_server(mlp) as server:
         port = server.http.rsplit(":", 1)[1]

@@ -132,7 +132,7 @@ where
         if patience == 0 {
             return Poll::Ready(());
         }
-        if !is_told && (patience == 1 || connection.gateway.is_draining()) {
+        if !is_told && (patience == 1 || connection.gateway.is_ending()) {
             is_told = true;
             conversation.as_mut().graceful_shutdown();
         }

@@ -1,7 +1,8 @@
 //! What the data plane tells the control plane: a queue of JSON texts behind a descriptor that becomes readable.
 
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -56,48 +57,44 @@ pub enum Event {
     },
 }
 
-/// The queue.
+/// The queue; one byte lies between bell and ear while it is not empty.
 pub struct Events {
     waiting: Mutex<Vec<Event>>,
-    fd: OwnedFd,
+    bell: UnixStream,
+    ear: UnixStream,
 }
 
 impl Events {
     /// An empty queue.
     pub fn new() -> io::Result<Self> {
-        // SAFETY: a plain system call; the result is checked and owned by nobody else.
-        let fd = unsafe {
-            let raw = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
-            if raw < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            OwnedFd::from_raw_fd(raw)
-        };
-        Ok(Self { waiting: Mutex::default(), fd })
+        let (bell, ear) = UnixStream::pair()?;
+        bell.set_nonblocking(true)?;
+        ear.set_nonblocking(true)?;
+        Ok(Self { waiting: Mutex::default(), bell, ear })
     }
 
     /// Readable while events wait.
     pub fn fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
+        self.ear.as_raw_fd()
     }
 
     /// Adds an event.
     pub fn push(&self, event: Event) {
         let mut waiting = self.waiting.lock();
+        if waiting.is_empty() {
+            (&self.bell).write_all(&[1]).expect("one byte fits into an empty socket");
+        }
         if waiting.len() < MAX_WAITING {
             waiting.push(event);
         }
-        let one = 1u64.to_ne_bytes();
-        // SAFETY: a plain system call on a live buffer; a full counter is readable all the same.
-        unsafe { libc::write(self.fd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
     }
 
     /// Takes all events.
     pub fn take(&self) -> Vec<Event> {
         let mut waiting = self.waiting.lock();
-        let mut count = [0u8; 8];
-        // SAFETY: a plain system call on a live buffer.
-        unsafe { libc::read(self.fd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+        if !waiting.is_empty() {
+            (&self.ear).read_exact(&mut [0]).expect("the byte of the first event is there");
+        }
         std::mem::take(&mut waiting)
     }
 }

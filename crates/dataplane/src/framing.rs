@@ -176,7 +176,11 @@ impl Body for GrpcBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Done)
+        match self {
+            Self::Done => true,
+            Self::Boxed(body) => body.is_end_stream(),
+            Self::Message(_) | Self::Success => false,
+        }
     }
 }
 

@@ -10,8 +10,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
-use http::{Request, Response, Version};
+use http::header::{CONNECTION, CONTENT_TYPE};
+use http::{HeaderValue, Request, Response, Version};
 use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use parking_lot::Mutex;
@@ -78,6 +78,7 @@ pub struct Gateway {
     pub slots: Arc<Semaphore>,
     connections: Mutex<Vec<Weak<Connection>>>,
     draining: AtomicBool,
+    ending: AtomicBool,
     started: Instant,
     now_ms: AtomicU64,
     access: Option<AccessLog>,
@@ -92,6 +93,7 @@ impl Gateway {
             slots: Arc::new(Semaphore::new(config.max_connections)),
             connections: Mutex::default(),
             draining: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
             started: Instant::now(),
             now_ms: AtomicU64::new(0),
             access,
@@ -104,9 +106,9 @@ impl Gateway {
         self.now_ms.load(Relaxed)
     }
 
-    /// Whether connections shall end when they have answered what they have.
-    pub fn is_draining(&self) -> bool {
-        self.draining.load(Relaxed)
+    /// Whether connections shall end when they have answered what they have, idle ones at once.
+    pub fn is_ending(&self) -> bool {
+        self.ending.load(Relaxed)
     }
 
     /// From now on a connection is swept and drained with the others.
@@ -119,9 +121,14 @@ impl Gateway {
         self.dataplane.config.max_connections - self.slots.available_permits()
     }
 
-    /// Asks every connection to end.
+    /// From now on an answer over HTTP/1.1 ends its connection: the client knows that it was the last one.
     pub fn drain(&self) {
         self.draining.store(true, Relaxed);
+    }
+
+    /// Asks every connection to end.
+    pub fn end(&self) {
+        self.ending.store(true, Relaxed);
         for connection in self.connections.lock().iter().filter_map(Weak::upgrade) {
             connection.wake();
         }
@@ -174,7 +181,7 @@ impl Gateway {
     ) -> Result<Answer, Infallible> {
         let busy = connection.begin();
         let line = self.access.as_ref().map(|log| (log, log_line(connection, &request), Instant::now()));
-        let is_grpc = is_grpc(&request);
+        let (is_grpc, is_http1) = (is_grpc(&request), request.version() < Version::HTTP_2);
         if connection.is_metrics_only && request.uri().path() != "/metrics" {
             return Ok(Fault::path(request.uri().path()).reply().map(Outgoing::Http));
         }
@@ -186,7 +193,10 @@ impl Gateway {
                 http_face::call(self, request).await.map(Outgoing::Http)
             }
         });
-        let answer = unless_panicked(answered).await.unwrap_or_else(|| panicked(is_grpc));
+        let mut answer = unless_panicked(answered).await.unwrap_or_else(|| panicked(is_grpc));
+        if is_http1 && self.draining.load(Relaxed) {
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         if let Some((log, mut line, began)) = line {
             line["status"] = json!(answer.status().as_u16());
             line["response_bytes"] = json!(answer.body().size_hint().exact());

@@ -99,24 +99,31 @@ async fn core(
             let model = dataplane.model(&request.name, &request.version);
             reply(&proto::ModelReadyResponse { ready: model.is_ok_and(|model| model.is_ready()) }, back)
         }
-        "ServerMetadata" => {
-            let response = proto::ServerMetadataResponse {
-                name: faces::SERVER_NAME.into(),
-                version: dataplane.config.server_version.clone(),
-                extensions: faces::EXTENSIONS.iter().map(ToString::to_string).collect(),
-            };
-            reply(&response, back)
+        "ServerMetadata" => reply(&server_metadata(dataplane), back),
+        "ModelMetadata" => {
+            let request: proto::ModelMetadataRequest = decode(message)?;
+            reply(&model_metadata(dataplane, &request.name, &request.version)?, back)
         }
-        "ModelMetadata" => reply(&model_metadata(dataplane, &decode(message)?)?, back),
         _ => faces::grpc(dataplane, method, message, back).await,
     }
 }
 
-fn model_metadata(
+/// What the server is; HTTP answers it as JSON.
+pub fn server_metadata(dataplane: &Dataplane) -> proto::ServerMetadataResponse {
+    proto::ServerMetadataResponse {
+        name: faces::SERVER_NAME.into(),
+        version: dataplane.config.server_version.clone(),
+        extensions: faces::EXTENSIONS.iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// What a model takes and gives; HTTP answers it as JSON.
+pub fn model_metadata(
     dataplane: &Dataplane,
-    request: &proto::ModelMetadataRequest,
+    name: &str,
+    version: &str,
 ) -> Result<proto::ModelMetadataResponse> {
-    let model = dataplane.model(&request.name, &request.version)?;
+    let model = dataplane.model(name, version)?;
     let tensor = |spec: &TensorSpec| TensorMetadata {
         name: spec.name.clone(),
         datatype: spec.datatype.name().into(),

@@ -17,14 +17,15 @@ use crate::body::{self, Coding};
 use crate::dataplane::Dataplane;
 use crate::encode::encode;
 use crate::error::{Code, Error, Result};
+use crate::faces::config::transcode;
 use crate::faces::{self, metrics};
 use crate::fault::{Fault, JSON, Reply, json, reply};
 use crate::gateway::Gateway;
+use crate::grpc::{model_metadata, server_metadata};
 use crate::models::Model;
 use crate::pool::LARGE;
 use crate::request::{parse_binary, parse_json, parse_raw, tag};
 use crate::stats::Refusal;
-use crate::tensor::TensorSpec;
 
 /// Bytes of the JSON head in front of binary tensors.
 const HEAD_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
@@ -73,37 +74,41 @@ async fn route(gateway: &Gateway, parts: &Parts, body: &mut Incoming) -> Result<
             }
             Verb::Metadata => {
                 allow(&parts.method, "GET, HEAD")?;
-                let model = dataplane.model(&target.name, target.version)?;
-                Ok(json(StatusCode::OK, &model_metadata(dataplane, &model)))
+                let metadata = model_metadata(dataplane, &target.name, target.version)?;
+                Ok(reply(StatusCode::OK, JSON, transcode("ModelMetadataResponse", &metadata)?.into()))
             }
         };
     }
-    let fixed = match path {
-        "/v2/health/live" => Some(json!({ "live": true })),
+    if let Some(found) = fixed(gateway, path) {
+        return allow(&parts.method, "GET, HEAD").and(found);
+    }
+    let rest = path.strip_prefix("/v2/").ok_or_else(|| Fault::path(path))?;
+    let received = body::read(body, &dataplane.config, &dataplane.memory).await?;
+    faces::http(dataplane, &parts.method, rest, received.data).await
+}
+
+/// Paths that name no model.
+fn fixed(gateway: &Gateway, path: &str) -> Option<Result<Reply, Fault>> {
+    let dataplane = &gateway.dataplane;
+    let value = match path {
+        "/v2/health/live" => json!({ "live": true }),
         "/v2/health/ready" => {
-            allow(&parts.method, "GET, HEAD")?;
             let ready = dataplane.is_ready();
-            return Ok(json(readiness(dataplane, ready), &json!({ "ready": ready })));
+            return Some(Ok(json(readiness(dataplane, ready), &json!({ "ready": ready }))));
         }
-        "/v2" | "/v2/" => Some(server_metadata(dataplane)),
-        "/v2/models" => Some(json!({ "models": model_names(dataplane) })),
-        "/" => Some(json!({ "status": "alive" })),
-        _ => None,
+        "/v2" | "/v2/" => {
+            let text = transcode("ServerMetadataResponse", &server_metadata(dataplane));
+            return Some(text.map(|text| reply(StatusCode::OK, JSON, text.into())).map_err(Fault::from));
+        }
+        "/v2/models" => json!({ "models": model_names(dataplane) }),
+        "/metrics" => {
+            let content_type = HeaderValue::from_static(metrics::CONTENT_TYPE);
+            return Some(Ok(reply(StatusCode::OK, content_type, gateway.metrics().into())));
+        }
+        "/" => json!({ "status": "alive" }),
+        _ => return None,
     };
-    if let Some(value) = fixed {
-        allow(&parts.method, "GET, HEAD")?;
-        return Ok(json(StatusCode::OK, &value));
-    }
-    if path == "/metrics" {
-        allow(&parts.method, "GET, HEAD")?;
-        let content_type = HeaderValue::from_static(metrics::CONTENT_TYPE);
-        return Ok(reply(StatusCode::OK, content_type, gateway.metrics().into()));
-    }
-    if let Some(rest) = path.strip_prefix("/v2/") {
-        let received = body::read(body, &dataplane.config, &dataplane.memory).await?;
-        return faces::http(dataplane, &parts.method, rest, received.data).await;
-    }
-    Err(Fault::path(path))
+    Some(Ok(json(StatusCode::OK, &value)))
 }
 
 fn allow(method: &Method, allowed: &'static str) -> Result<(), Fault> {
@@ -179,29 +184,6 @@ fn model_ready(dataplane: &Dataplane, target: &Target<'_>) -> Result<Reply, Faul
         value["error"] = json!(error);
     }
     Ok(json(readiness(dataplane, ready), &value))
-}
-
-fn server_metadata(dataplane: &Dataplane) -> serde_json::Value {
-    json!({
-        "name": faces::SERVER_NAME,
-        "version": dataplane.config.server_version,
-        "extensions": faces::EXTENSIONS,
-    })
-}
-
-fn model_metadata(dataplane: &Dataplane, model: &Model) -> serde_json::Value {
-    let spec = &model.spec;
-    let tensors = |tensors: &[TensorSpec]| -> serde_json::Value {
-        let tensor = |tensor: &TensorSpec| json!({ "name": tensor.name, "datatype": tensor.datatype.name(), "shape": tensor.shape });
-        tensors.iter().map(tensor).collect()
-    };
-    json!({
-        "name": spec.name,
-        "versions": dataplane.versions(&spec.name),
-        "platform": spec.platform,
-        "inputs": tensors(&spec.inputs),
-        "outputs": tensors(&spec.outputs),
-    })
 }
 
 fn model_names(dataplane: &Dataplane) -> Vec<String> {

@@ -48,9 +48,9 @@ impl Link {
             (*first).cmsg_level = libc::SOL_SOCKET;
             (*first).cmsg_type = libc::SCM_RIGHTS;
             (*first).cmsg_len = libc::CMSG_LEN(8) as _;
-            let data = libc::CMSG_DATA(first).cast::<RawFd>();
-            data.write_unaligned(slabs[0].as_raw_fd());
-            data.add(1).write_unaligned(slabs[1].as_raw_fd());
+            let data = libc::CMSG_DATA(first).cast::<[u8; size_of::<RawFd>()]>();
+            data.write(slabs[0].as_raw_fd().to_ne_bytes());
+            data.add(1).write(slabs[1].as_raw_fd().to_ne_bytes());
             libc::sendmsg(self.fd.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL)
         };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -73,9 +73,9 @@ impl Link {
             let first = if len > 0 { libc::CMSG_FIRSTHDR(&raw const header) } else { std::ptr::null_mut() };
             if !first.is_null() && (*first).cmsg_type == libc::SCM_RIGHTS {
                 let count = ((*first).cmsg_len as usize - libc::CMSG_LEN(0) as usize) / size_of::<RawFd>();
-                let data = libc::CMSG_DATA(first).cast::<RawFd>();
+                let data = libc::CMSG_DATA(first).cast::<[u8; size_of::<RawFd>()]>();
                 for index in 0..count {
-                    descriptors.push(OwnedFd::from_raw_fd(data.add(index).read_unaligned()));
+                    descriptors.push(OwnedFd::from_raw_fd(RawFd::from_ne_bytes(data.add(index).read())));
                 }
             }
             len

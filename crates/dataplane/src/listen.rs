@@ -25,6 +25,8 @@ use crate::gateway::Gateway;
 const BACKLOG: i32 = 4096;
 /// How long accepting rests when descriptors have run out; the kernel's backlog keeps the clients.
 const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
+/// How long an idle connection may bring one more request when the gateway drains.
+const LAST_REQUESTS: Duration = Duration::from_millis(100);
 /// Connections of the metrics port, which must answer even when all others are taken.
 const METRICS_CONNECTIONS: usize = 64;
 
@@ -233,12 +235,21 @@ fn raise_descriptor_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-/// Accepts until the gateway drains.
+/// Accepts until the gateway drains: whoever has connected by then is served, and a client that is about to send its
+/// next request has a moment to do so.
 async fn accept_task(gateway: Arc<Gateway>, door: Door, mut accepting: watch::Receiver<bool>) {
+    let drained = async {
+        drop(accepting.wait_for(|accepting| !accepting).await);
+        // Long enough for the event loop to look at the socket once more.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    };
     tokio::select! {
-        _ = accepting.wait_for(|accepting| !accepting) => {}
+        biased;
         Err(error) = accept_all(&gateway, door) => eprintln!("cannot accept connections: {error}"),
+        () = drained => {}
     }
+    tokio::time::sleep(LAST_REQUESTS).await;
+    gateway.end();
 }
 
 async fn accept_all(gateway: &Arc<Gateway>, door: Door) -> io::Result<()> {

@@ -109,7 +109,7 @@ impl Model {
     ) -> Result<Ticket, (Error, Refusal)> {
         let checked = check(&self.spec, request).map_err(|error| (error, Refusal::Invalid))?;
         let admission = self.admission(&checked, now);
-        let reservation = self.queue.lock().reserve(admission, now)?;
+        let reservation = self.queue.lock().reserve(&admission, now)?;
         let Reservation { batch, entry, mut regions, answer } = reservation;
         let mut lens = SmallVec::<[usize; 2]>::new();
         let written = checked.placements.iter().zip(&mut regions).try_for_each(|(placement, region)| {

@@ -122,7 +122,7 @@ impl Queue {
     }
 
     /// Sets rows aside, or refuses at once.
-    pub fn reserve(&mut self, admission: Admission, now: Instant) -> Result<Reservation, (Error, Refusal)> {
+    pub fn reserve(&mut self, admission: &Admission, now: Instant) -> Result<Reservation, (Error, Refusal)> {
         let bytes: u64 = admission.sizes.iter().map(|size| *size as u64).sum();
         if self.closing {
             let text = format!("model '{}' is being unloaded", self.spec.name);
@@ -141,9 +141,9 @@ impl Queue {
             }
             _ => {}
         }
-        let index = match self.joinable(&admission) {
+        let index = match self.joinable(admission) {
             Some(index) => index,
-            None => self.open(&admission, now)?,
+            None => self.open(admission, now)?,
         };
         let batch = &mut self.batches[index];
         let (regions, spans) = batch.buffer.append(&admission.sizes);

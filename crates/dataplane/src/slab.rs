@@ -328,6 +328,7 @@ impl Buffer {
     }
 
     /// A second buffer over the same slot: the halves of a batch that is run again.
+    #[must_use]
     pub fn share(&self) -> Self {
         Self { slot: Arc::clone(&self.slot), columns: self.columns.clone(), max_rows: self.max_rows }
     }

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 from lrai.backends.base import BackendSpec
 
@@ -41,8 +41,21 @@ class ActorSpec:
         return BackendSpec(self.path, self.threads, self.provider, dict(self.options))
 
 
+class Message:
+    """A frozen value on its way to another process."""
+
+    def encode(self) -> bytes:
+        """Return the message's bytes."""
+        return json.dumps(self, default=vars).encode()
+
+    @classmethod
+    def decode(cls, text: bytes) -> Self:
+        """Read what `encode` wrote."""
+        return cls(**json.loads(text))
+
+
 @dataclass(frozen=True)
-class ForkMessage:
+class ForkMessage(Message):
     """Asks a template for an actor; the actor's end of the link travels beside it."""
 
     actor: str
@@ -55,40 +68,27 @@ class ForkMessage:
     parent_pid: int
     """The server; the actor ends with it."""
 
-    def encode(self) -> bytes:
-        """Return the message's bytes."""
-        return json.dumps(self, default=vars).encode()
-
     @classmethod
-    def decode(cls, text: bytes) -> "ForkMessage":
+    def decode(cls, text: bytes) -> Self:
         """Read what `encode` wrote."""
         plain = json.loads(text)
         return cls(**plain | {"spec": ActorSpec(**plain["spec"])})
 
 
 @dataclass(frozen=True)
-class ForkedMessage:
+class ForkedMessage(Message):
     """A template's answer: the actor's process, or why there is none."""
 
     actor: str
     pid: int = 0
     error: str = ""
 
-    def encode(self) -> bytes:
-        """Return the message's bytes."""
-        return json.dumps(self, default=vars).encode()
-
-    @classmethod
-    def decode(cls, text: bytes) -> "ForkedMessage":
-        """Read what `encode` wrote."""
-        return cls(**json.loads(text))
-
 
 Kind = Literal["loaded", "refused", "answered", "heartbeat", "sample"]
 
 
 @dataclass(frozen=True)
-class ActorMessage:
+class ActorMessage(Message):
     """What an actor tells the supervisor over ZeroMQ.
 
     `loaded` carries the signature, `refused` a sentence and a hint, `answered` comes once after the
@@ -98,12 +98,3 @@ class ActorMessage:
 
     kind: Kind
     body: Mapping[str, Any] = field(default_factory=dict)
-
-    def encode(self) -> bytes:
-        """Return the message's bytes."""
-        return json.dumps(self, default=vars).encode()
-
-    @classmethod
-    def decode(cls, text: bytes) -> "ActorMessage":
-        """Read what `encode` wrote."""
-        return cls(**json.loads(text))

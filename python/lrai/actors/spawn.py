@@ -13,6 +13,7 @@ from lrai.actors.reaper import Reaper
 from lrai.errors import ModelLoadError
 
 _ATTEMPTS: Final = 3
+_PATIENCE_S: Final = 60.0
 _CONTROL_FD: Final = 3
 _ENVIRONMENT: Final[Mapping[str, str]] = {
     # Actors get their processors from the engine's options; libraries must not start more threads.
@@ -44,8 +45,10 @@ class Spawner:
         for _ in range(_ATTEMPTS):
             template = self._template(backend, message.spec.provider)
             try:
-                answer = await template.ask(message, link)
-            except TemplateLostError:
+                async with asyncio.timeout(_PATIENCE_S):
+                    answer = await template.ask(message, link)
+            except (TimeoutError, TemplateLostError):
+                template.kill()
                 ending = await template.gone
                 continue
             finally:
@@ -68,7 +71,14 @@ class Spawner:
         template = self._templates.get(backend)
         if template is None or template.is_lost:
             template = self._templates[backend] = _Template(self._reaper, backend, "fork")
+            template.gone.add_done_callback(lambda _: self._replace(backend))
         return template
+
+    def _replace(self, backend: str) -> None:
+        """Start the next template at once: no actor's death shall wait for an import."""
+        template = self._templates.get(backend)
+        if template and template.is_lost and template.has_forked:
+            self._template(backend, "cpu")
 
     @property
     def pids(self) -> dict[str, int]:
@@ -77,11 +87,11 @@ class Spawner:
 
     async def stop(self) -> None:
         """End all templates."""
-        for template in self._templates.values():
+        templates, self._templates = self._templates, {}
+        for template in templates.values():
             template.close()
-        for template in self._templates.values():
+        for template in templates.values():
             await template.gone
-        self._templates.clear()
 
 
 class _Template:
@@ -93,7 +103,7 @@ class _Template:
         self._lock = asyncio.Lock()
         self._asker = ""
         self._answer: asyncio.Future[ForkedMessage] | None = None
-        self.is_lost = False
+        self.is_lost = self.has_forked = False
         self.gone: asyncio.Future[str] = loop.create_future()
         with theirs:
             self.pid = os.posix_spawn(
@@ -140,6 +150,7 @@ class _Template:
 
     def _take(self, message: ForkedMessage) -> None:
         if message.actor == self._asker and self._answer is not None and not self._answer.done():
+            self.has_forked = True
             self._answer.set_result(message)
         elif message.pid:
             # Whoever asked for it has been cancelled.
@@ -154,9 +165,14 @@ class _Template:
             if self._answer is not None and not self._answer.done():
                 self._answer.set_exception(TemplateLostError())
 
+    def kill(self) -> None:
+        """End a process that does not answer."""
+        if not self.gone.done():
+            os.kill(self.pid, signal.SIGKILL)
+
     def _ended(self, status: int) -> None:
-        self.gone.set_result(describe_end(status))
         self.close()
+        self.gone.set_result(describe_end(status))
 
 
 def describe_end(status: int) -> str:

@@ -25,15 +25,16 @@ CONTROL_FD: Final = 3
 _MAX_MESSAGE: Final = 1 << 18
 _ONE_DESCRIPTOR: Final = socket.CMSG_SPACE(4)
 _register_at_fork: Final = os.register_at_fork
-
-Hooks = list[dict[str, Any]]
-"""Arguments of `os.register_at_fork`."""
+_fork_hooks: Final[list[dict[str, Any]]] = []
 
 
 def main() -> None:
     """Import the engine, then answer requests until the server closes the socket."""
     backend, mode = sys.argv[1:]
-    hooks = _postpone_fork_hooks()
+    # What libraries want done at a fork renews locks that other threads may have held. Here are no
+    # other threads, and running it would unshare 0.25 MB of every actor: actors get it for forks
+    # of their own.
+    vars(os).update(register_at_fork=lambda **hook: _fork_hooks.append(hook))
     end_with_parent(os.getppid())
     # For actors too: signals to all are the server's business, it closes the links when it is time.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -55,21 +56,10 @@ def main() -> None:
         elif mode == "become":
             message = ForkMessage.decode(text)
             control.send(ForkedMessage(message.actor, pid=os.getpid()).encode())
-            _become(control, message, link_fd, hooks)
+            _become(control, message, link_fd)
         else:
-            _fork_twice(control, text, link_fd, hooks)
+            _fork_twice(control, text, link_fd)
         os.close(link_fd)
-
-
-def _postpone_fork_hooks() -> Hooks:
-    """Collect what libraries want done at a fork; actors register it for forks of their own.
-
-    The hooks renew locks that other threads may have held; here are none, and running them would
-    unshare 0.2 MB of every actor.
-    """
-    hooks: Hooks = []
-    vars(os).update(register_at_fork=lambda **hook: hooks.append(hook))
-    return hooks
 
 
 def _warm_up(backend: str) -> str:
@@ -81,7 +71,7 @@ def _warm_up(backend: str) -> str:
     return ""
 
 
-def _fork_twice(control: socket.socket, text: bytes, link_fd: int, hooks: Hooks) -> None:
+def _fork_twice(control: socket.socket, text: bytes, link_fd: int) -> None:
     """Fork an actor whose parent is the server: it must see how the actor ends, and outlive us."""
     middle = os.fork()
     if middle:
@@ -91,17 +81,17 @@ def _fork_twice(control: socket.socket, text: bytes, link_fd: int, hooks: Hooks)
         actor = os.fork()
         message = ForkMessage.decode(text)
         if not actor:
-            _become(control, message, link_fd, hooks)
+            _become(control, message, link_fd)
         control.send(ForkedMessage(message.actor, pid=actor).encode())
     finally:
         os._exit(0)
 
 
-def _become(control: socket.socket, message: ForkMessage, link_fd: int, hooks: Hooks) -> NoReturn:
+def _become(control: socket.socket, message: ForkMessage, link_fd: int) -> NoReturn:
     from lrai.actors.worker import run_actor
 
     vars(os).update(register_at_fork=_register_at_fork)
-    for hook in hooks:
+    for hook in _fork_hooks:
         os.register_at_fork(**hook)
     control.close()
     run_actor(message, link_fd)

@@ -98,7 +98,7 @@ def _settle_in(message: ForkMessage) -> None:
     random.seed()
     setproctitle(f"lrai: {spec} #{message.number}")
     raise_oom_score()
-    faulthandler.enable()
+    faulthandler.enable(all_threads=False)
     # Devices reserve address space far beyond what they use.
     if spec.memory_limit_bytes and spec.provider == "cpu":
         limit_data(spec.memory_limit_bytes)

@@ -4,7 +4,7 @@ batch: read from the declared shapes, and confirmed by running zeros through the
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 
@@ -15,6 +15,10 @@ from lrai.errors import ModelLoadError
 
 Dim = int | str | None
 """A dimension as the file has it: a size, a symbol, or nothing."""
+
+NodeArg = Any
+"""An input or output as onnxruntime describes it: `name`, `type` and `shape`, which is empty for a
+scalar and for an unknown shape alike. The package has no types."""
 
 Run = Callable[[Mapping[str, Array]], Sequence[Any]]
 """Runs the model once; outputs are arrays, or lists for sequences."""
@@ -42,25 +46,6 @@ _OLDEST_QUIET_OPSET: Final = 17
 _MAX_OPTIONAL_INPUTS: Final = 8
 # Lengths to try for free dimensions: common strides divide 64, and sequences may be short.
 _PROBE_LENGTHS: Final = (64, 1)
-
-
-class NodeArg(Protocol):
-    """An input or output as onnxruntime describes it."""
-
-    @property
-    def name(self) -> str:
-        """The tensor's name."""
-        ...
-
-    @property
-    def type(self) -> str:
-        """For example `tensor(float)`."""
-        ...
-
-    @property
-    def shape(self) -> Sequence[Dim]:
-        """Dimensions; empty for a scalar and for an unknown shape alike."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,9 @@
 """What the data plane must know: its own configuration, and the specification of a model."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from lrai.config import Settings
-from lrai.core.model import TensorInfo
 from lrai.registry.resolve import ServedModel
 
 
@@ -33,21 +31,11 @@ def model_spec(served: ServedModel, config: str) -> dict[str, Any]:
         "platform": served.platform,
         "backend": served.backend,
         "max_batch_size": served.max_batch_size,
-        "inputs": [_tensor_spec(tensor) for tensor in served.inputs],
-        "outputs": [_tensor_spec(tensor) for tensor in served.outputs],
+        "inputs": [asdict(tensor) for tensor in served.inputs],
+        "outputs": [asdict(tensor) for tensor in served.outputs],
         "config": config,
         "retry": model.retry,
         "max_queue_requests": model.max_queue_requests,
         "max_queue_bytes": model.max_queue_bytes,
         "max_output_bytes": model.max_output_bytes,
-    }
-
-
-def _tensor_spec(tensor: TensorInfo) -> Mapping[str, Any]:
-    return {
-        "name": tensor.name,
-        "datatype": tensor.datatype,
-        "shape": list(tensor.shape),
-        "optional": tensor.optional,
-        "labels": list(tensor.labels),
     }

@@ -89,6 +89,7 @@ pub async fn call(dataplane: Arc<Dataplane>, request: Request<Incoming>) -> Resp
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let known = "the descriptors were compiled with this crate";
     let path = request.uri().path();
