@@ -13,7 +13,7 @@ MAKEFLAGS += --no-print-directory
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help all setup setup-system demo test soak lint format bench loc docs licenses lock wheel clean
+.PHONY: help all setup setup-system demo test soak lint lint-python lint-rust lint-house format bench loc docs licenses lock wheel clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 15
@@ -61,18 +61,24 @@ test: setup ## cargo test and pytest, with short chaos and fuzz runs
 soak: setup ## the long tests: chaos, fuzz, memory, real models
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
-lint: setup ## format, types, contracts, spelling, licences, sizes
+lint: lint-python lint-rust lint-house ## format, types, contracts, spelling, licences, sizes (-k: all of it)
+
+lint-python: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	$(BIN)/mypy
 	MYPYPATH=python:scripts:examples $(BIN)/mypy scripts/*.py examples/*.py
 	$(BIN)/stubtest --concise lrai._native
-	PYTHONPATH=python $(BIN)/lint-imports
-	$(BIN)/typos
+	PYTHONPATH=python $(BIN)/lint-imports --no-cache
+
+lint-rust:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	@if command -v cargo-deny > /dev/null; then cargo deny --log-level error check licenses bans sources; \
 	else echo "skipped: cargo-deny is not installed (cargo install --locked cargo-deny)"; fi
+
+lint-house: setup
+	$(BIN)/typos
 	$(BIN)/python scripts/licenses.py --check
 	$(BIN)/python scripts/reference.py --check
 	$(BIN)/python scripts/loc.py

@@ -356,9 +356,7 @@ def test_http2_by_prior_knowledge_carries_many_requests_at_once(zoo):
     headers = {"inference-header-content-length": str(len(body))}
     with httpx.Client(http1=False, http2=True, base_url=f"http://{zoo.http}") as client:
         answers = [client.post("/v2/models/identity_FP32/infer", content=body) for _ in range(20)]
-        answers.append(
-            client.post("/v2/models/identity_FP32/infer", content=body, headers=headers)
-        )
+        answers.append(client.post("/v2/models/identity_FP32/infer", content=body, headers=headers))
     assert {(answer.http_version, answer.status_code) for answer in answers} == {("HTTP/2", 200)}
 
 

@@ -114,6 +114,7 @@ where
         async move { connection.gateway.answer(&connection, request).await }
     });
     let mut settings = auto::Builder::new(TokioExecutor::new());
+    settings.http1().writev(false);
     settings
         .http2()
         .timer(TokioTimer::new())

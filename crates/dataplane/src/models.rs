@@ -89,7 +89,7 @@ impl Model {
         let (starved, removed, timer) = (AtomicBool::new(false), AtomicBool::new(false), Notify::new());
         let model = Self { key, spec, stats, queue, slab, events, runtime, next_replica, starved, removed, timer };
         let model = Arc::new(model);
-        model.runtime.spawn(timer_task(Arc::downgrade(&model)));
+        model.runtime.spawn(dispatch_task(Arc::clone(&model)));
         Ok(model)
     }
 
@@ -126,7 +126,10 @@ impl Model {
                 Err((error, Refusal::Invalid))
             }
         };
-        self.dispatch(&mut queue, now);
+        if queue.has_work() {
+            // The turn's other requests come first, so that they leave together: one wake-up for all of them.
+            self.timer.notify_one();
+        }
         drop(queue);
         outcome?;
         Ok(Ticket::new(answer, Arc::clone(self), checked.wanted, now))
@@ -361,18 +364,18 @@ async fn link_task(model: Arc<Model>, id: u64, link: Arc<Link>) {
     model.link_closed(id, detail);
 }
 
-/// Asks the dispatch rule again when a batch has become old enough. Idle while the model is work-conserving.
-async fn timer_task(model: std::sync::Weak<Model>) {
-    loop {
-        let Some(strong) = model.upgrade() else { return };
-        let next = strong.queue.lock().next_check();
-        // The model must be able to go while this waits, so it waits on a clock of its own at most this long.
-        let patience = Instant::now() + Duration::from_secs(1);
-        let notified = tokio::time::timeout_at(next.unwrap_or(patience).min(patience).into(), strong.timer.notified());
-        if notified.await.is_err() && next.is_some() {
-            let now = Instant::now();
-            strong.queue.lock().dispatch(now);
+/// Dispatches at the end of a turn in which requests came, and when the rule says that a batch has become old enough.
+async fn dispatch_task(model: Arc<Model>) {
+    while !model.is_removed() {
+        let next = model.queue.lock().next_check();
+        match next {
+            None => model.timer.notified().await,
+            // Whichever comes first, the rule is asked.
+            Some(next) => drop(tokio::time::timeout_at(next.into(), model.timer.notified()).await),
         }
+        let mut queue = model.queue.lock();
+        queue.dispatch(Instant::now());
+        model.starved.store(queue.starved, Relaxed);
     }
 }
 
@@ -388,5 +391,6 @@ async fn closing_task(model: Arc<Model>) {
         replica.link.close();
     }
     model.removed.store(true, Relaxed);
+    model.timer.notify_one();
     model.events.push(Event::Removed { key: model.key });
 }

@@ -77,6 +77,12 @@ pub struct Replica {
     pub running: Option<Running>,
 }
 
+impl Replica {
+    fn is_free(&self) -> bool {
+        self.ready && self.running.is_none()
+    }
+}
+
 /// One model's queue and replicas.
 pub struct Queue {
     stats: Arc<Stats>,
@@ -254,11 +260,16 @@ impl Queue {
         self.stats.set_pending(u64::from(self.pending));
     }
 
+    /// Whether a replica waits for a batch, or a clock does.
+    pub fn has_work(&self) -> bool {
+        !self.knobs.work_conserving || self.replicas.iter().any(Replica::is_free)
+    }
+
     fn free_replica(&mut self) -> Option<(usize, OutputSlot)> {
         if self.batches.is_empty() {
             return None;
         }
-        let index = self.replicas.iter().position(|replica| replica.ready && replica.running.is_none())?;
+        let index = self.replicas.iter().position(Replica::is_free)?;
         let slot = self.replicas[index].output.take();
         self.starved |= slot.is_none();
         Some((index, slot?))
@@ -276,12 +287,15 @@ impl Queue {
         None
     }
 
-    /// When `dispatch` must be called again if nothing else happens.
+    /// When `dispatch` must be called again if nothing else happens. Without a free replica nothing can leave, and a
+    /// batch that is being written tells when it is ready.
     pub fn next_check(&self) -> Option<Instant> {
-        if self.knobs.work_conserving {
+        let is_stuck = self.starved || !self.replicas.iter().any(Replica::is_free);
+        if self.knobs.work_conserving || is_stuck {
             return None;
         }
-        self.batches.iter().map(|batch| next_check(&batch.candidate(), &self.knobs)).min()
+        let ready = self.batches.iter().filter(|batch| batch.writing == 0);
+        ready.map(|batch| next_check(&batch.candidate(), &self.knobs)).min()
     }
 
     /// Requests whose clients have gone leave the books.

@@ -51,8 +51,7 @@ class Actor:
     gone: asyncio.Future[End]
     pid: int = 0
     cgroup: ActorCgroup | None = None
-    key: int | None = None
-    """The model in the data plane, once adopted."""
+    lineage: "Lineage | None" = None
     replica: int | None = None
     loss: str | None = None
     """What the data plane said when it lost the link; empty = it was closed."""
@@ -88,11 +87,25 @@ class Actor:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
+    def take_link(self) -> int:
+        """Give the gateway's end of the link away."""
+        link_fd, self.link_fd = self.link_fd, -1
+        return link_fd
+
     def close_link(self) -> None:
         """Close the gateway's end, unless the data plane owns it: the actor then leaves."""
         if self.link_fd >= 0:
-            os.close(self.link_fd)
-            self.link_fd = -1
+            os.close(self.take_link())
+
+    def dismiss(self) -> None:
+        """Let it leave; its end is then no news."""
+        self.is_leaving = True
+        self.close_link()
+
+    @property
+    def signature(self) -> Signature:
+        """What the actor has loaded."""
+        return self.loaded.result()
 
     def ended(self, status: int) -> None:
         """Take notice of the process's end."""
@@ -123,3 +136,19 @@ class Actor:
         if code == EXIT_LEFT and self.is_leaving:
             return End("", words)
         return End("signal", words)
+
+
+@dataclass(eq=False)
+class Lineage:
+    """One replica's place in a model: an actor, and after its death the next."""
+
+    key: int
+    """The model in the data plane."""
+    spec: ActorSpec
+    number: int
+    signature: Signature
+    early_deaths: int = 0
+    """Deaths and failed loads since the last good answer."""
+    died_s: float | None = None
+    actor: Actor | None = None
+    successor: asyncio.Task[None] | None = None

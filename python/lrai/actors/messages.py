@@ -10,8 +10,6 @@ from lrai.backends.base import BackendSpec
 EXIT_LEFT: Final = 0
 EXIT_MEMORY: Final = 77
 """The actor met its memory limit."""
-EXIT_REFUSED: Final = 78
-"""The backend refused the model; the actor has said why."""
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,6 @@ class Reaper:
             if not pid:
                 return
             if ended := self._waiting.pop(pid, None):
-                ended(status)
+                asyncio.get_running_loop().call_soon(ended, status)
             elif self._expected:
                 self._early[pid] = status

@@ -11,7 +11,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from signal import SIGKILL
@@ -20,7 +20,7 @@ from typing import Any, Final
 import zmq
 
 from lrai.actors import watch
-from lrai.actors.actor import Actor
+from lrai.actors.actor import Actor, Lineage
 from lrai.actors.limits import ActorCgroup, adopt_orphans, private_bytes
 from lrai.actors.messages import ActorMessage, ActorSpec, ForkMessage
 from lrai.actors.reaper import Reaper
@@ -33,29 +33,6 @@ from lrai.log import get_log
 _LEAVE_S: Final = 2.0
 _SLOW_CHECK_S: Final = 1.0
 _log = get_log("actors")
-
-
-@dataclass(frozen=True)
-class LoadedActor:
-    """An actor that has loaded its model and waits to be adopted or discarded."""
-
-    signature: Signature
-    actor: Actor
-
-
-@dataclass(eq=False)
-class _Lineage:
-    """One replica's place in a model: an actor, and after its death the next."""
-
-    key: int
-    spec: ActorSpec
-    number: int
-    signature: Signature
-    early_deaths: int = 0
-    """Deaths and failed loads since the last good answer."""
-    died_s: float | None = None
-    actor: Actor | None = None
-    successor: asyncio.Task[None] | None = None
 
 
 class Supervisor:
@@ -72,8 +49,7 @@ class Supervisor:
         self._reaper = Reaper()
         self._spawner = Spawner(self._reaper)
         self._actors: dict[str, Actor] = {}
-        self._lineages: dict[int, list[_Lineage]] = {}
-        self._owners: dict[Actor, _Lineage] = {}
+        self._lineages: dict[int, list[Lineage]] = {}
         self._replicas: dict[int, Actor] = {}
         self._started = 0
         self._checked_s = self._slow_checked_s = time.monotonic()
@@ -93,11 +69,7 @@ class Supervisor:
         """End all actors and templates at once; open requests have been answered before."""
         for key in list(self._lineages):
             await self._close_lineages(key)
-        actors = [actor for actor in self._actors.values() if actor.pid]
-        for actor in actors:
-            actor.is_leaving = True
-            actor.signal(SIGKILL)
-        await _all_gone(actors)
+        await _end([actor for actor in self._actors.values() if actor.pid])
         await self._spawner.stop()
         self._reaper.stop()
         asyncio.get_running_loop().remove_reader(self._socket.fileno())
@@ -105,27 +77,41 @@ class Supervisor:
         self._context.term()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    async def load(self, spec: ActorSpec) -> LoadedActor:
+    async def load(self, spec: ActorSpec, number: int = 0) -> Actor:
         """Fork an actor and wait for its signature; raises `ModelLoadError` with the reason."""
-        return await self._start(spec, number=0)
+        actor = await self._fork(spec, number)
+        try:
+            async with asyncio.timeout(spec.load_timeout_s):
+                await actor.loaded
+        except TimeoutError:
+            await self.discard(actor)
+            raise ModelLoadError(
+                f"its process did not load it within {spec.load_timeout_s:g} s",
+                hint="raise load_timeout",
+            ) from None
+        except BaseException:
+            actor.dismiss()
+            actor.signal(SIGKILL)
+            raise
+        return actor
 
-    async def discard(self, loaded: LoadedActor) -> None:
-        """End an actor that nobody adopts."""
-        await self._dismiss([loaded.actor])
+    async def discard(self, actor: Actor) -> None:
+        """End a loaded actor that nobody adopts."""
+        await _dismiss([actor])
 
-    def adopt(self, loaded: LoadedActor, key: int, replicas: int) -> None:
+    def adopt(self, actor: Actor, key: int, replicas: int) -> None:
         """Give the actor to model `key` of the data plane and keep `replicas` like it alive."""
-        spec = loaded.actor.spec
-        lineages = [_Lineage(key, spec, number, loaded.signature) for number in range(replicas)]
+        spec, signature = actor.spec, actor.signature
+        lineages = [Lineage(key, spec, number, signature) for number in range(replicas)]
         self._lineages[key] = lineages
-        self._settle_in(lineages[0], loaded.actor)
+        self._attach(lineages[0], actor)
         for lineage in lineages[1:]:
             self._succeed(lineage)
 
     def ready(self, replica: int) -> None:
         """Take notice that a replica takes batches."""
         actor = self._replicas.get(replica)
-        lineage = self._owners.get(actor) if actor else None
+        lineage = actor.lineage if actor else None
         if lineage and lineage.died_s is not None:
             gap_ms = (time.monotonic() - lineage.died_s) * 1000
             lineage.died_s = None
@@ -150,7 +136,7 @@ class Supervisor:
 
     async def unload(self, key: int) -> None:
         """End the actors of a model whose links the data plane has closed."""
-        await self._dismiss(await self._close_lineages(key))
+        await _dismiss(await self._close_lineages(key))
 
     def check(self, windows: Iterable[Window]) -> None:
         """Look for actors that hang, are silent or too large; called ten times a second."""
@@ -174,23 +160,6 @@ class Supervisor:
                 _end_if_too_large(actor)
                 if actor.replica not in busy and now_s - actor.heard_s > watch.SILENCE_S:
                     actor.kill("hang", f"gave no sign of life for {watch.SILENCE_S:g} s")
-
-    async def _start(self, spec: ActorSpec, number: int) -> LoadedActor:
-        actor = await self._fork(spec, number)
-        try:
-            async with asyncio.timeout(spec.load_timeout_s):
-                return LoadedActor(await actor.loaded, actor)
-        except TimeoutError:
-            await self._dismiss([actor])
-            raise ModelLoadError(
-                f"its process did not load it within {spec.load_timeout_s:g} s",
-                hint="raise load_timeout",
-            ) from None
-        except BaseException:
-            actor.is_leaving = True
-            actor.close_link()
-            actor.signal(SIGKILL)
-            raise
 
     async def _fork(self, spec: ActorSpec, number: int) -> Actor:
         loop = asyncio.get_running_loop()
@@ -217,39 +186,41 @@ class Supervisor:
         actor.cgroup = ActorCgroup(actor.id, actor.pid, spec.memory_limit_bytes)
         return actor
 
-    def _settle_in(self, lineage: _Lineage, actor: Actor) -> None:
-        """Attach a loaded actor as the lineage's present one."""
+    def _attach(self, lineage: Lineage, actor: Actor) -> None:
+        """Give a loaded actor to the data plane as the lineage's present one."""
         if actor.gone.done():
             self._mourn(lineage, actor)
             return
-        actor.key = lineage.key
-        link_fd, actor.link_fd = actor.link_fd, -1
-        actor.replica = self._data_plane.attach(lineage.key, link_fd)
-        lineage.actor = actor
-        self._owners[actor] = lineage
+        actor.lineage, lineage.actor = lineage, actor
+        try:
+            actor.replica = self._data_plane.attach(lineage.key, actor.take_link())
+        except Exception as error:  # noqa: BLE001 - the native error has no name in this room
+            # The actor has died this moment, which `_ended` will see to, or its model is going.
+            actor.kill("", f"could not be attached: {error}")
+            return
         self._replicas[actor.replica] = actor
 
-    def _succeed(self, lineage: _Lineage) -> None:
+    def _succeed(self, lineage: Lineage) -> None:
         lineage.successor = asyncio.get_running_loop().create_task(self._raise_successor(lineage))
 
-    async def _raise_successor(self, lineage: _Lineage) -> None:
+    async def _raise_successor(self, lineage: Lineage) -> None:
         """Load the next actor of a lineage, as often as it takes."""
         while True:
             await asyncio.sleep(watch.backoff_s(lineage.early_deaths))
             try:
-                loaded = await self._start(lineage.spec, lineage.number)
+                actor = await self.load(lineage.spec, lineage.number)
             except ModelLoadError as error:
                 lineage.early_deaths += 1
                 wait_s = watch.backoff_s(lineage.early_deaths)
                 message = f"no successor for {lineage.spec} #{lineage.number}: {error}"
                 _log.error("actor_failed", f"{message}; next try in {wait_s:g} s")
                 continue
-            if _is_same(loaded.signature, lineage.signature):
-                self._settle_in(lineage, loaded.actor)
+            if _is_same(actor.signature, lineage.signature):
+                self._attach(lineage, actor)
                 return
             lineage.early_deaths += 1
-            await self.discard(loaded)
-            message = f"the file of {lineage.spec} has changed to {loaded.signature}"
+            await self.discard(actor)
+            message = f"the file of {lineage.spec} has changed to {actor.signature}"
             _log.error("actor_failed", f"{message} hint: load the model again, or restore the file")
 
     def _hear(self) -> None:
@@ -267,21 +238,22 @@ class Supervisor:
 
     def _take(self, actor: Actor, message: ActorMessage) -> None:
         actor.hear(message)
-        lineage = self._owners.get(actor)
+        lineage = actor.lineage
         if lineage and message.kind == "answered":
             lineage.early_deaths = 0
         elif lineage and message.kind == "sample" and self._on_sample:
             self._on_sample(lineage.key, message.body)
 
     def _ended(self, actor: Actor, status: int) -> None:
+        self._hear()
         actor.ended(status)
         del self._actors[actor.id]
-        lineage = self._owners.pop(actor, None)
         self._settle(actor)
-        if lineage and not actor.is_leaving:
+        lineage = actor.lineage
+        if lineage and lineage.key in self._lineages and not actor.is_leaving:
             self._mourn(lineage, actor)
 
-    def _mourn(self, lineage: _Lineage, actor: Actor) -> None:
+    def _mourn(self, lineage: Lineage, actor: Actor) -> None:
         """Log a death and see to the successor."""
         lineage.actor = None
         lineage.died_s = time.monotonic()
@@ -310,26 +282,28 @@ class Supervisor:
             successor.cancel()
         await asyncio.gather(*successors, return_exceptions=True)
         actors = [lineage.actor for lineage in lineages if lineage.actor]
-        for actor in actors:
-            self._owners.pop(actor, None)
         self._replicas = {
-            replica: actor for replica, actor in self._replicas.items() if actor.key != key
+            replica: actor
+            for replica, actor in self._replicas.items()
+            if actor.lineage not in lineages
         }
         return actors
 
-    async def _dismiss(self, actors: Sequence[Actor]) -> None:
-        """Let actors leave, and end those that do not."""
-        for actor in actors:
-            actor.is_leaving = True
-            actor.close_link()
-        if actors:
-            await asyncio.wait([actor.gone for actor in actors], timeout=_LEAVE_S)
-        for actor in actors:
-            actor.signal(SIGKILL)
-        await _all_gone(actors)
+
+async def _dismiss(actors: Sequence[Actor]) -> None:
+    """Let actors leave, and end those that do not."""
+    for actor in actors:
+        actor.dismiss()
+    if actors:
+        await asyncio.wait([actor.gone for actor in actors], timeout=_LEAVE_S)
+    await _end(actors)
 
 
-async def _all_gone(actors: Sequence[Actor]) -> None:
+async def _end(actors: Sequence[Actor]) -> None:
+    """End actors at once."""
+    for actor in actors:
+        actor.is_leaving = True
+        actor.signal(SIGKILL)
     for actor in actors:
         await asyncio.shield(actor.gone)
 

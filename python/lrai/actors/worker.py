@@ -20,7 +20,6 @@ from lrai.actors.mailbox import Mailbox, open_mailbox
 from lrai.actors.messages import (
     EXIT_LEFT,
     EXIT_MEMORY,
-    EXIT_REFUSED,
     ActorMessage,
     ActorSpec,
     ForkMessage,
@@ -33,6 +32,8 @@ from lrai.errors import LraiError, ModelLoadError
 
 _HEARTBEAT_S: Final = 1.0
 _SAMPLE_NS: Final = 1_000_000_000
+_HEARTBEAT_STACK: Final = 1 << 18
+_ENGINE_STACK: Final = 1 << 23
 _EXIT_FAULT: Final = 1
 _REHEARSALS: Final = 10
 
@@ -73,14 +74,18 @@ def _live(message: ForkMessage, link_fd: int) -> int:
     _settle_in(message)
     reporter = _Reporter(message)
     baseline_bytes = private_bytes(os.getpid())
+    _limit_memory(message.spec)
     backend = _load(message.spec, reporter)
     if backend is None:
-        reporter.close()
-        return EXIT_REFUSED
+        # The supervisor closes the link when it has heard the reason.
+        open_mailbox(link_fd)
+        return EXIT_LEFT
     body = {"signature": backend.signature, "baseline_bytes": baseline_bytes}
     reporter.send("loaded", body)
     # Not threading.Thread, whose machinery would cost every actor 0.2 MB.
+    _thread.stack_size(_HEARTBEAT_STACK)
     _thread.start_new_thread(reporter.beat, ())
+    _thread.stack_size(0)
     mailbox = open_mailbox(link_fd)
     if mailbox is None:
         return EXIT_LEFT
@@ -92,16 +97,21 @@ def _live(message: ForkMessage, link_fd: int) -> int:
 
 
 def _settle_in(message: ForkMessage) -> None:
-    """Make the fresh fork a process of its own: title, seed, limits."""
+    """Make the fresh fork a process of its own: title, seed, priority."""
     spec = message.spec
     end_with_parent(message.parent_pid)
     random.seed()
     setproctitle(f"lrai: {spec} #{message.number}")
     raise_oom_score()
     faulthandler.enable(all_threads=False)
+
+
+def _limit_memory(spec: ActorSpec) -> None:
+    """Let allocations beyond the limit fail, so that they cost this process and not the machine."""
     # Devices reserve address space far beyond what they use.
     if spec.memory_limit_bytes and spec.provider == "cpu":
-        limit_data(spec.memory_limit_bytes)
+        # Stacks of the engine's threads count as soon as they are reserved.
+        limit_data(spec.memory_limit_bytes + spec.threads * _ENGINE_STACK)
 
 
 def _load(spec: ActorSpec, reporter: "_Reporter") -> Backend | None:

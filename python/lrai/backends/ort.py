@@ -223,9 +223,9 @@ def _open_session(spec: BackendSpec) -> "onnxruntime.InferenceSession":
         session = onnxruntime.InferenceSession(
             spec.path, _session_options(spec), providers=[provider]
         )
-    except MemoryError:
-        raise
     except Exception as error:
+        if isinstance(fault := _fault(error), MemoryError):
+            raise fault from error
         raise ModelLoadError(
             f"onnxruntime cannot load {Path(spec.path).name}: {_reason(error)}",
             hint="python -m onnx.checker says what is wrong with a file",
@@ -240,7 +240,7 @@ def _open_session(spec: BackendSpec) -> "onnxruntime.InferenceSession":
 
 def _session_options(spec: BackendSpec) -> "onnxruntime.SessionOptions":
     options = onnxruntime.SessionOptions()
-    # Faults are told as exceptions, to the client or the loader: the log is not for clients to fill.
+    # Faults are told as exceptions, and the log is not for clients to fill.
     # (Quieter run options would do too, but cost 25 microseconds a run.)
     options.log_severity_level = 4
     given = spec.options

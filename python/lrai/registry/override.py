@@ -61,7 +61,7 @@ def remove_folder(folder: Path | None) -> None:
 def _read_config(text: object) -> Mapping[str, Any]:
     try:
         plain = json.loads(str(text))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         message = f"its parameter 'config' is not JSON: {error}"
         raise RepositoryError(message, hint="send a ModelConfig as JSON text") from error
     if not isinstance(plain, dict):

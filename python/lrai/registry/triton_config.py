@@ -56,7 +56,11 @@ class TritonConfig:
 
 def read_triton_config(plain: Mapping[str, Any], name: str, source: str) -> TritonConfig:
     """Read a configuration from its JSON form; `source` is the file's name for messages."""
-    return _Reader(_snake_case(plain), source).read(name)
+    try:
+        return _Reader(_snake_case(plain), source).read(name)
+    except (AttributeError, TypeError, ValueError) as error:
+        message = f"{source} does not have the form of a ModelConfig: {error}"
+        raise RepositoryError(message, hint="see model_config.proto of Triton") from error
 
 
 class _Reader:

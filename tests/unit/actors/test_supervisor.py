@@ -43,7 +43,7 @@ async def test_a_loaded_actor_reports_its_signature_and_answers(supervisor, data
 
 async def test_the_process_is_named_after_its_model_and_is_our_child(supervisor, data_plane):
     loaded = await serve(supervisor, data_plane, NULL)
-    pid = loaded.actor.pid
+    pid = loaded.pid
     assert title(pid) == "lrai: copy/1 #0"
     parent = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]
     assert int(parent) == os.getpid()
@@ -62,7 +62,7 @@ async def test_a_killed_actor_is_replaced_without_evidence_against_its_batch(
 ):
     loaded = await serve(supervisor, data_plane, python_model("time.sleep(60)"))
     batch = data_plane.submit(1, [PAIR])
-    os.kill(loaded.actor.pid, signal.SIGKILL)
+    os.kill(loaded.pid, signal.SIGKILL)
     with pytest.raises(ConnectionError):
         await batch
     assert await data_plane.settled_once() == ""
@@ -132,7 +132,7 @@ async def test_the_hang_limit_is_learnt_from_the_batches_that_were_seen(
 async def test_a_supervisor_that_stood_still_blames_nobody(supervisor, data_plane):
     loaded = await serve(supervisor, data_plane, NULL)
     supervisor.check([])
-    loaded.actor.heard_s -= 60
+    loaded.heard_s -= 60
     supervisor._checked_s -= 60
     supervisor._slow_checked_s -= 60
     supervisor.check([])
@@ -142,9 +142,9 @@ async def test_a_supervisor_that_stood_still_blames_nobody(supervisor, data_plan
 
 async def test_a_silent_idle_actor_is_ended(supervisor, data_plane):
     loaded = await serve(supervisor, data_plane, NULL)
-    os.kill(loaded.actor.pid, signal.SIGSTOP)
+    os.kill(loaded.pid, signal.SIGSTOP)
     supervisor.check([])
-    loaded.actor.heard_s -= 60
+    loaded.heard_s -= 60
     supervisor._slow_checked_s -= 60
     supervisor.check([])
     assert await data_plane.settled_once() == "hang"
@@ -171,6 +171,19 @@ async def test_an_actor_that_dies_while_loading_costs_only_itself(
     assert (await data_plane.run(1, [ROWS]))[0].shape == (2, 4)
 
 
+async def test_a_model_that_does_not_fit_its_limit_is_refused(supervisor, python_model):
+    large = python_model(load="global kept; kept = np.ones(1 << 24)", memory_limit_bytes=32 << 20)
+    with pytest.raises(
+        ModelLoadError, match="met its memory limit of 32 MiB while .* memory_limit"
+    ):
+        await supervisor.load(large)
+
+
+async def test_a_small_limit_is_enough_for_a_small_model(supervisor, data_plane, python_model):
+    await serve(supervisor, data_plane, python_model(memory_limit_bytes=4 << 20))
+    assert (await data_plane.run(1, [PAIR]))[0].tolist() == [[2.0, 2.0]]
+
+
 async def test_a_load_that_takes_too_long_is_ended(supervisor, python_model):
     with pytest.raises(ModelLoadError, match="within 0.5 s"):
         await supervisor.load(python_model(load="time.sleep(60)", load_timeout_s=0.5))
@@ -194,7 +207,7 @@ async def test_a_template_killed_while_it_is_asked_is_asked_again(supervisor):
     await asyncio.sleep(0)
     os.kill(template, signal.SIGKILL)
     loaded = await loading
-    assert title(loaded.actor.pid).startswith("lrai: copy/1")
+    assert title(loaded.pid).startswith("lrai: copy/1")
     await supervisor.discard(loaded)
 
 
@@ -205,13 +218,30 @@ async def test_an_engine_that_cannot_fork_gets_a_fresh_process(supervisor, data_
     assert supervisor._spawner.pids == {}
 
 
+async def test_an_actor_that_dies_before_it_is_attached_has_a_successor(supervisor, data_plane):
+    loaded = await supervisor.load(NULL)
+    attach, calls = data_plane.attach, []
+
+    def refuse_first(key, link_fd):
+        calls.append(key)
+        if len(calls) > 1:
+            return attach(key, link_fd)
+        os.close(link_fd)
+        raise BrokenPipeError
+
+    data_plane.attach = refuse_first
+    supervisor.adopt(loaded, key=7, replicas=1)
+    await data_plane.ready(1)
+    assert (await data_plane.run(1, [ROWS]))[0].shape == (2, 4)
+
+
 async def test_unload_leaves_no_process_and_no_descriptor(supervisor, data_plane):
     await supervisor.discard(await supervisor.load(NULL))
     before = len(os.listdir("/proc/self/fd"))
     loaded = await serve(supervisor, data_plane, NULL)
     data_plane.close(7)
     await supervisor.unload(7)
-    assert not Path(f"/proc/{loaded.actor.pid}").exists()
+    assert not Path(f"/proc/{loaded.pid}").exists()
     # ZeroMQ closes the ended actor's connection in its own thread.
     await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
     assert data_plane.settled == []
@@ -223,7 +253,7 @@ async def test_unload_ends_an_actor_that_does_not_leave(supervisor, data_plane, 
     await asyncio.sleep(0.05)
     data_plane.close(7)
     await supervisor.unload(7)
-    assert not Path(f"/proc/{loaded.actor.pid}").exists()
+    assert not Path(f"/proc/{loaded.pid}").exists()
     with pytest.raises(ConnectionError):
         await batch
 
@@ -235,7 +265,7 @@ async def test_a_changed_file_keeps_the_successor_out(
     loaded = await serve(supervisor, data_plane, spec)
     good = (tmp_path / "model.py").read_text()
     (tmp_path / "model.py").write_text(good.replace("[-1, 2]", "[-1, 3]"))
-    os.kill(loaded.actor.pid, signal.SIGKILL)
+    os.kill(loaded.pid, signal.SIGKILL)
     await until(lambda: "has changed to" in caplog.text)
     (tmp_path / "model.py").write_text(good)
     await data_plane.ready(2)
@@ -257,8 +287,8 @@ async def test_samples_of_outputs_reach_the_listener(supervisor, data_plane):
 
 async def test_actors_ignore_the_signals_of_their_group(supervisor, data_plane):
     loaded = await serve(supervisor, data_plane, NULL)
-    os.kill(loaded.actor.pid, signal.SIGTERM)
-    os.kill(loaded.actor.pid, signal.SIGINT)
+    os.kill(loaded.pid, signal.SIGTERM)
+    os.kill(loaded.pid, signal.SIGINT)
     assert (await data_plane.run(1, [ROWS]))[0].shape == (2, 4)
 
 

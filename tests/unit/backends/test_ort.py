@@ -149,6 +149,18 @@ def test_running_out_of_memory_is_no_batch_fault():
     assert isinstance(_fault(RuntimeError("other")), BatchFaultError)
 
 
+def test_an_allocation_that_fails_is_seen_as_running_out_of_memory(save, runner):
+    spec = save(
+        [helper.make_node("ConstantOfShape", ["x"], ["y"])],
+        [("x", TensorProto.INT64, [1])],
+        [("y", FLOAT, ["k"])],
+    )
+    model = runner(OrtBackend(spec))
+    assert model.run(np.array([3]))[0].tolist() == [0.0, 0.0, 0.0]
+    with pytest.raises(MemoryError):
+        model.run(np.array([1 << 58]))
+
+
 def test_an_optional_input_may_be_left_out(save, runner):
     scale = numpy_helper.from_array(np.array([2.0], np.float32), "scale")
     spec = save(
