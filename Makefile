@@ -55,8 +55,10 @@ demo: $(VENV)/.native ## train small models, serve them, check every answer, kil
 	$(BIN)/python examples/demo.py
 
 test: setup ## cargo test and pytest, with short chaos and fuzz runs
-	cargo test --locked --quiet
-	$(BIN)/python -m pytest
+	@status=0; \
+	cargo test --locked --quiet --no-fail-fast || status=1; \
+	$(BIN)/python -m pytest || status=1; \
+	exit $$status
 
 soak: setup ## the long tests: chaos, fuzz, memory, real models
 	$(BIN)/python -m pytest -m slow --timeout 1800

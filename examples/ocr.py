@@ -30,7 +30,8 @@ def ask(client: InferenceServerClient, model: str, image: Image.Image) -> np.nda
     pixels = np.asarray(image, np.float32)[:, :, ::-1].transpose(2, 0, 1)[np.newaxis]
     tensor = InferInput("x", list(pixels.shape), "FP32").set_data_from_numpy(pixels / 127.5 - 1)
     answer = client.infer(model, [tensor])
-    return answer.as_numpy(answer.get_response()["outputs"][0]["name"])[0]
+    output: np.ndarray = answer.as_numpy(answer.get_response()["outputs"][0]["name"])[0]
+    return output
 
 
 def cut_lines(image: Image.Image, text: np.ndarray) -> list[Image.Image]:

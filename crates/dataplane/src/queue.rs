@@ -368,6 +368,12 @@ impl Queue {
             }
             return None;
         }
+        if fault == "hang" && batch.entries.len() == 1 && !batch.rerun {
+            // Slowness has many causes: a hang counts when it has happened twice.
+            batch.mark_rerun();
+            self.batches.push_front(batch);
+            return None;
+        }
         if batch.entries.len() > 1 {
             self.split(batch);
             return None;

@@ -1,6 +1,7 @@
 """One actor as the server sees it: its process, its end of the link, what it has said, its end."""
 
 import asyncio
+import math
 import os
 import signal
 import time
@@ -56,6 +57,10 @@ class Actor:
     loss: str | None = None
     """What the data plane said when it lost the link; empty = it was closed."""
     heard_s: float = field(default_factory=time.monotonic)
+    batch_age_s: float = math.inf
+    """Age of the batch in flight, when last looked at."""
+    waited_s: float = 0.0
+    """How long it had waited for a processor when that batch was first seen."""
     baseline_bytes: int = 0
     is_leaving: bool = False
     verdict: End | None = None

@@ -71,6 +71,12 @@ def limit_data(limit_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
+def waiting_s(pid: int) -> float:
+    """Return how long a process's first thread has waited for a processor; 0 where unknown."""
+    fields = _read_proc(f"/proc/{pid}/schedstat").split()
+    return int(fields[1]) / 1e9 if len(fields) > 1 else 0.0
+
+
 def private_bytes(pid: int) -> int:
     """Return the memory in use that is neither a file's nor shared; 0 if the process has gone."""
     try:
