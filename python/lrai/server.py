@@ -133,7 +133,9 @@ class Server:
                 case "removed":
                     self._spawn(self._lifecycle.removed(event.key))
                 case "poison":
-                    message = f"a request is refused for ten minutes: it ended an actor ({event.reason})"
+                    message = (
+                        f"a request ended an actor ({event.reason}) and is refused for ten minutes"
+                    )
                     _log.warning("poison", message, digest=event.digest)
                 case kind:
                     _log.write(LEVELS[event.level], kind, event.message, {})

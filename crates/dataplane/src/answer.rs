@@ -88,7 +88,11 @@ pub fn divide(
         return violation(format!("it announced {} outputs of {}", places.len(), spec.outputs.len()));
     }
     let total: u32 = rows.iter().sum();
-    places.iter().zip(&spec.outputs).map(|(place, output)| divide_one(slot, place, output, rows, total)).collect()
+    places
+        .iter()
+        .zip(&spec.outputs)
+        .map(|(place, output)| divide_one(slot, place, output, rows, total))
+        .collect()
 }
 
 fn divide_one(
@@ -124,7 +128,10 @@ fn divide_one(
     };
     let Some(ends) = ends else {
         let len = place.byte_len;
-        return Err(OutputFault::Violation(format!("output '{name}' of shape {:?} has {len} bytes", place.shape)));
+        return Err(OutputFault::Violation(format!(
+            "output '{name}' of shape {:?} has {len} bytes",
+            place.shape
+        )));
     };
     let mut from = 0;
     Ok(ends
@@ -184,6 +191,7 @@ pub struct Ticket {
     receiver: oneshot::Receiver<Result<Part>>,
     model: Arc<Model>,
     wanted: Option<Wanted>,
+    batch: u64,
     enqueued: Instant,
     expiry: Option<Pin<Box<Sleep>>>,
 }
@@ -193,9 +201,9 @@ impl Ticket {
         receiver: oneshot::Receiver<Result<Part>>,
         model: Arc<Model>,
         wanted: Wanted,
-        enqueued: Instant,
+        (batch, enqueued): (u64, Instant),
     ) -> Self {
-        Self { receiver, model, wanted: Some(wanted), enqueued, expiry: None }
+        Self { receiver, model, wanted: Some(wanted), batch, enqueued, expiry: None }
     }
 
     fn refuse(&self, error: Error, why: Refusal) -> Error {
@@ -228,8 +236,10 @@ impl Future for Ticket {
         let timeout_us = this.wanted.as_ref().map_or(0, |wanted| wanted.timeout_us);
         if timeout_us > 0 {
             let deadline = this.enqueued + Duration::from_micros(timeout_us);
-            let expiry = this.expiry.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.into())));
-            if expiry.as_mut().poll(context).is_ready() {
+            let expiry =
+                this.expiry.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.into())));
+            // What is being computed is not waiting any more; its answer wakes this task.
+            if expiry.as_mut().poll(context).is_ready() && this.model.is_waiting(this.batch) {
                 let error = Error::unavailable("Request timeout expired");
                 return Poll::Ready(Err(this.refuse(error, Refusal::Deadline)));
             }
@@ -259,7 +269,8 @@ impl Answer {
         let outputs = self.model.spec.outputs.iter().zip(&self.part.shapes).zip(&self.part.spans);
         outputs
             .map(|((spec, shape), span)| {
-                let data = slot.bytes(span.start, span.len).expect("spans were checked when the batch came back");
+                let data =
+                    slot.bytes(span.start, span.len).expect("spans were checked when the batch came back");
                 OutputView { spec, shape, data }
             })
             .collect()

@@ -146,7 +146,12 @@ impl Dataplane {
     }
 
     /// Has the control plane load or unload a model, and waits until it has.
-    pub async fn command(&self, kind: &'static str, model: String, parameters: serde_json::Value) -> Result<()> {
+    pub async fn command(
+        &self,
+        kind: &'static str,
+        model: String,
+        parameters: serde_json::Value,
+    ) -> Result<()> {
         let ticket = self.next_key.fetch_add(1, Relaxed);
         let (sender, receiver) = oneshot::channel();
         self.commands.lock().insert(ticket, sender);
@@ -176,7 +181,9 @@ impl Dataplane {
 
     fn by_key(&self, key: u64) -> io::Result<Arc<Model>> {
         let found = self.routes.read().by_key.get(&key).map(Arc::clone);
-        found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no model with key {key}")))
+        found.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::NotFound, format!("there is no model with key {key}"))
+        })
     }
 
     /// Routes requests to a model; the former one of the same name and version answers what it has and goes.

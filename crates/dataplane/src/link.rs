@@ -95,8 +95,9 @@ impl Link {
     /// Sends one packet. A gateway never waits here: a full socket buffer means that the actor has stopped reading.
     pub fn send(&self, packet: &[u8]) -> io::Result<()> {
         // SAFETY: a plain system call on a live buffer.
-        let sent =
-            unsafe { libc::send(self.fd.as_raw_fd(), packet.as_ptr().cast(), packet.len(), libc::MSG_NOSIGNAL) };
+        let sent = unsafe {
+            libc::send(self.fd.as_raw_fd(), packet.as_ptr().cast(), packet.len(), libc::MSG_NOSIGNAL)
+        };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
@@ -119,7 +120,11 @@ impl Link {
         loop {
             match self.receive(&mut buffer) {
                 Ok(0) => return Ok(None),
-                Ok(len) => return Run::decode(&buffer[..len]).map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into()),
+                Ok(len) => {
+                    return Run::decode(&buffer[..len])
+                        .map(Some)
+                        .ok_or_else(|| io::ErrorKind::InvalidData.into());
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
                 Err(error) => return Err(error),
@@ -164,7 +169,9 @@ impl LinkReader {
             match self.link.get_ref().0.receive(&mut self.buffer[..]) {
                 Ok(0) => return Ok(None),
                 Ok(len) => {
-                    return Reply::decode(&self.buffer[..len]).map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into());
+                    return Reply::decode(&self.buffer[..len])
+                        .map(Some)
+                        .ok_or_else(|| io::ErrorKind::InvalidData.into());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.link.readable().await?.clear_ready();

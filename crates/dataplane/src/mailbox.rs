@@ -43,7 +43,12 @@ impl Mailbox {
     }
 
     /// Says that a batch's outputs are written.
-    pub fn done(&self, batch: u64, compute_ns: u64, outputs: impl IntoIterator<Item = Place>) -> io::Result<()> {
+    pub fn done(
+        &self,
+        batch: u64,
+        compute_ns: u64,
+        outputs: impl IntoIterator<Item = Place>,
+    ) -> io::Result<()> {
         let outputs = outputs.into_iter().collect();
         self.link.send(&Reply::Done { batch, compute_ns, outputs }.encode())
     }

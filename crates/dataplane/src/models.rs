@@ -65,7 +65,8 @@ fn slot_bytes(spec: &ModelSpec, max_body_bytes: usize) -> usize {
     let mut fixed = 0usize;
     for input in &spec.inputs {
         let dims = &input.shape[usize::from(spec.is_batched()).min(input.shape.len())..];
-        let count = dims.iter().try_fold(1usize, |product, dim| product.checked_mul(usize::try_from(*dim).ok()?));
+        let count =
+            dims.iter().try_fold(1usize, |product, dim| product.checked_mul(usize::try_from(*dim).ok()?));
         match count.and_then(|count| count.checked_mul(rows * input.datatype.size())) {
             Some(bytes) if input.datatype != DType::Bytes => fixed = fixed.saturating_add(bytes + 64),
             _ => fixed = fixed.saturating_add(max_body_bytes),
@@ -87,7 +88,8 @@ impl Model {
         let (spec, stats) = (Arc::new(spec), Arc::new(Stats::default()));
         let queue = Mutex::new(Queue::new(Arc::clone(&spec), Arc::clone(&stats), Arc::clone(&slab)));
         let (starved, removed, timer) = (AtomicBool::new(false), AtomicBool::new(false), Notify::new());
-        let model = Self { key, spec, stats, queue, slab, events, runtime, next_replica, starved, removed, timer };
+        let model =
+            Self { key, spec, stats, queue, slab, events, runtime, next_replica, starved, removed, timer };
         let model = Arc::new(model);
         model.runtime.spawn(dispatch_task(Arc::clone(&model)));
         Ok(model)
@@ -113,7 +115,8 @@ impl Model {
         let Reservation { batch, entry, mut regions, answer } = reservation;
         let mut lens = SmallVec::<[usize; 2]>::new();
         let written = checked.placements.iter().zip(&mut regions).try_for_each(|(placement, region)| {
-            let len = placement.source.map_or(Ok(0), |source| fill(&request.inputs[source], region.bytes()))?;
+            let len =
+                placement.source.map_or(Ok(0), |source| fill(&request.inputs[source], region.bytes()))?;
             lens.push(len);
             Ok(())
         });
@@ -126,13 +129,15 @@ impl Model {
                 Err((error, Refusal::Invalid))
             }
         };
-        if queue.has_work() {
+        if !queue.knobs.work_conserving {
+            self.dispatch(&mut queue, now);
+        } else if queue.has_free_replica() {
             // The turn's other requests come first, so that they leave together: one wake-up for all of them.
             self.timer.notify_one();
         }
         drop(queue);
         outcome?;
-        Ok(Ticket::new(answer, Arc::clone(self), checked.wanted, now))
+        Ok(Ticket::new(answer, Arc::clone(self), checked.wanted, (batch, now)))
     }
 
     fn admission(&self, checked: &Checked, now: Instant) -> Admission {
@@ -161,6 +166,11 @@ impl Model {
             }));
         }
         admission
+    }
+
+    /// Whether a batch has never been dispatched.
+    pub(crate) fn is_waiting(&self, batch: u64) -> bool {
+        self.queue.lock().is_waiting(batch)
     }
 
     fn dispatch(&self, queue: &mut Queue, now: Instant) {
@@ -211,7 +221,8 @@ impl Model {
             }
             Reply::Done { batch, compute_ns, outputs } => {
                 let mut running = take_running(replica, batch)?;
-                let rows: SmallVec<[u32; 16]> = running.batch.entries.iter().map(|entry| entry.rows).collect();
+                let rows: SmallVec<[u32; 16]> =
+                    running.batch.entries.iter().map(|entry| entry.rows).collect();
                 let end = outputs.iter().map(|place| place.offset.saturating_add(place.byte_len)).max();
                 running.slot.touch(end.unwrap_or(0) as usize);
                 match divide(&self.spec, &running.slot, &outputs, &rows) {
@@ -284,7 +295,9 @@ impl Model {
     /// Returns whether the replica was one of this model's.
     pub fn settle(&self, replica: u64, fault: &str) -> bool {
         let mut queue = self.queue.lock();
-        let Some(found) = queue.replicas.iter().find(|candidate| candidate.id == replica) else { return false };
+        let Some(found) = queue.replicas.iter().find(|candidate| candidate.id == replica) else {
+            return false;
+        };
         found.link.close();
         let digest = queue.lost(replica, fault);
         if !queue.closing {
@@ -330,7 +343,8 @@ impl Model {
     pub fn window(&self, now: Instant) -> Window {
         let queue = self.queue.lock();
         let age = |running: &Running| now.saturating_duration_since(running.sent).as_millis() as u64;
-        let running = queue.replicas.iter().filter_map(|replica| Some((replica.id, age(replica.running.as_ref()?))));
+        let running =
+            queue.replicas.iter().filter_map(|replica| Some((replica.id, age(replica.running.as_ref()?))));
         Window { key: self.key, pending: queue.pending, running: running.collect() }
     }
 }

@@ -134,8 +134,9 @@ impl Queue {
             let text = format!("model '{}' is being unloaded", self.spec.name);
             return Err((Error::unavailable(text), Refusal::NotReady));
         }
-        let is_full =
-            |queue: &Self| (queue.pending >= queue.spec.max_queue_requests, queue.bytes + bytes > queue.spec.max_queue_bytes);
+        let is_full = |queue: &Self| {
+            (queue.pending >= queue.spec.max_queue_requests, queue.bytes + bytes > queue.spec.max_queue_bytes)
+        };
         if is_full(self) != (false, false) {
             self.sweep();
         }
@@ -164,6 +165,7 @@ impl Queue {
         batch.entries.push(Entry { rows, spans, ready: false, answer: answer_to, enqueued: now, bytes });
         self.pending += 1;
         self.bytes += bytes;
+        self.stats.set_pending(u64::from(self.pending));
         Ok(Reservation { batch: batch.id, entry, regions, answer })
     }
 
@@ -186,7 +188,8 @@ impl Queue {
         let max_rows = if self.spec.is_batched() { self.spec.max_batch_size } else { admission.rows };
         let buffer = Buffer::new(slot, &admission.row_bytes, admission.rows, max_rows.max(admission.rows));
         let Some(buffer) = buffer.filter(|buffer| buffer.fits(&admission.sizes)) else {
-            let text = format!("the inputs take more bytes than model '{}' accepts in one batch", self.spec.name);
+            let text =
+                format!("the inputs take more bytes than model '{}' accepts in one batch", self.spec.name);
             return Err((Error::too_large(text), Refusal::TooLarge));
         };
         let id = self.take_id();
@@ -213,7 +216,12 @@ impl Queue {
     }
 
     /// Rows are written (`lens` bytes per input), or could not be.
-    pub fn commit(&mut self, batch: u64, entry: usize, lens: Option<&[usize]>) -> Result<(), (Error, Refusal)> {
+    pub fn commit(
+        &mut self,
+        batch: u64,
+        entry: usize,
+        lens: Option<&[usize]>,
+    ) -> Result<(), (Error, Refusal)> {
         let Some(batch) = self.batches.iter_mut().rev().find(|candidate| candidate.id == batch) else {
             return Ok(());
         };
@@ -260,9 +268,14 @@ impl Queue {
         self.stats.set_pending(u64::from(self.pending));
     }
 
-    /// Whether a replica waits for a batch, or a clock does.
-    pub fn has_work(&self) -> bool {
-        !self.knobs.work_conserving || self.replicas.iter().any(Replica::is_free)
+    /// Whether a batch has never been dispatched.
+    pub fn is_waiting(&self, id: u64) -> bool {
+        self.batches.iter().any(|batch| batch.id == id && !batch.rerun)
+    }
+
+    /// Whether a replica waits for a batch.
+    pub fn has_free_replica(&self) -> bool {
+        self.replicas.iter().any(Replica::is_free)
     }
 
     fn free_replica(&mut self) -> Option<(usize, OutputSlot)> {
@@ -290,7 +303,7 @@ impl Queue {
     /// When `dispatch` must be called again if nothing else happens. Without a free replica nothing can leave, and a
     /// batch that is being written tells when it is ready.
     pub fn next_check(&self) -> Option<Instant> {
-        let is_stuck = self.starved || !self.replicas.iter().any(Replica::is_free);
+        let is_stuck = self.starved || !self.has_free_replica();
         if self.knobs.work_conserving || is_stuck {
             return None;
         }
@@ -353,14 +366,18 @@ impl Queue {
         let mut batch = replica.running?.batch;
         let name = &self.spec.name;
         if !self.spec.retry {
-            let text = format!("the actor of model '{name}' died while it ran this request, and it must not be run twice");
+            let text = format!(
+                "the actor of model '{name}' died while it ran this request, and it must not be run twice"
+            );
             self.fail(batch, &Error::unavailable(text), Refusal::Lost);
             return None;
         }
         if fault.is_empty() {
             batch.losses += 1;
             if batch.losses > MAX_LOSSES {
-                let text = format!("the actors of model '{name}' died {MAX_LOSSES} times while they ran this request");
+                let text = format!(
+                    "the actors of model '{name}' died {MAX_LOSSES} times while they ran this request"
+                );
                 self.fail(batch, &Error::unavailable(text), Refusal::Lost);
             } else {
                 batch.mark_rerun();
@@ -381,7 +398,8 @@ impl Queue {
         let digest = batch.digest(batch.entries.first()?, &self.hasher);
         self.poison.retain(|_, since| since.elapsed() < POISON_TIME);
         self.poison.insert(digest, Instant::now());
-        let text = format!("this request ended an actor of model '{name}' ({fault}) and is refused for ten minutes");
+        let text =
+            format!("this request ended an actor of model '{name}' ({fault}) and is refused for ten minutes");
         self.fail(batch, &Error::invalid(text), Refusal::Poison);
         Some(digest)
     }

@@ -248,7 +248,8 @@ impl Buffer {
         if max_rows < rows {
             return None;
         }
-        let fixed: usize = row_bytes.iter().flatten().map(|bytes| round_up(bytes * max_rows as usize, LINE)).sum();
+        let fixed: usize =
+            row_bytes.iter().flatten().map(|bytes| round_up(bytes * max_rows as usize, LINE)).sum();
         let strings = row_bytes.iter().filter(|bytes| bytes.is_none()).count();
         let share = total.saturating_sub(fixed).checked_div(strings).unwrap_or(0) / LINE * LINE;
         let mut base = 0;
@@ -307,7 +308,9 @@ impl Buffer {
                 let target = column.base + column.used;
                 if target != span.start {
                     // SAFETY: both ranges lie in this slot, and no region is left (asserted above).
-                    unsafe { std::ptr::copy(self.slot.address(span.start), self.slot.address(target), span.len) };
+                    unsafe {
+                        std::ptr::copy(self.slot.address(span.start), self.slot.address(target), span.len);
+                    };
                     span.start = target;
                 }
                 column.used += span.len;

@@ -101,8 +101,11 @@ impl Attach {
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut reader = Reader(bytes);
         let [kind, ..] = reader.array::<4>()?;
-        let message =
-            Self { output_slots: reader.u32()?, input_bytes: reader.u64()?, output_slot_bytes: reader.u64()? };
+        let message = Self {
+            output_slots: reader.u32()?,
+            input_bytes: reader.u64()?,
+            output_slot_bytes: reader.u64()?,
+        };
         (kind == ATTACH && reader.0.is_empty()).then_some(message)
     }
 }

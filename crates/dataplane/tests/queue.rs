@@ -26,7 +26,7 @@ fn submit_as(model: &Arc<Model>, datatype: DType, shape: &[i64], bytes: &[u8]) -
         name: "x".into(),
         datatype,
         shape: Shape::from_slice(shape),
-        parameters: Default::default(),
+        parameters: smallvec::SmallVec::default(),
         data: Data::Raw(bytes),
     };
     let inputs = std::iter::once(input).collect();

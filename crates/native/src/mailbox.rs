@@ -44,6 +44,7 @@ impl Slab {
 impl Slab {
     /// # Safety
     /// Called by the interpreter with a view to fill.
+    #[expect(clippy::needless_pass_by_value, reason = "the slot's signature is given")]
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let slab = slf.get();
         let (address, len) = (slab.mapping().address(), slab.mapping().len());
