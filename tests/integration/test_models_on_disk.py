@@ -1,5 +1,8 @@
 """What may lie on disk: files, folders, repositories, broken and odd models, and their changes."""
 
+import json
+import os
+import socket
 import subprocess
 import sys
 import threading
@@ -412,6 +415,26 @@ def test_a_reload_under_load_fails_no_request(tmp_path, http):
         assert len(set(answers)) > 3
 
 
+@pytest.mark.parametrize("place", ["1", "2"], ids=["same version", "new version"])
+def test_a_request_that_began_before_a_reload_is_answered_by_the_new_model(tmp_path, http, place):
+    file = write_sum(tmp_path / "sum/1/model.onnx", 1)
+    head = "POST /v2/models/sum/infer HTTP/1.1\r\nHost: lrai\r\nConnection: close\r\n"
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0] * 4}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    with start_server(tmp_path, "--model-control-mode=explicit", "--load-model=sum") as server:
+        host, port = server.http.split(":")
+        with socket.create_connection((host, int(port)), LIMIT_S) as client:
+            client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:9])
+            file.unlink()
+            write_sum(tmp_path / f"sum/{place}/model.onnx", 2)
+            assert http(server.http, "/v2/repository/models/sum/load", b"").status == 200
+            client.sendall(body[9:])
+            with client.makefile("rb") as answer:
+                got = answer.read()
+    assert b"HTTP/1.1 200 OK" in got
+    assert b'"data":[2.0,2.0,2.0,2.0]' in got
+
+
 def test_a_load_that_fails_leaves_the_model_in_service(tmp_path, http):
     folder = tmp_path / "models"
     file = write_sum(folder / "sum/1/model.onnx", 1)
@@ -424,3 +447,38 @@ def test_a_load_that_fails_leaves_the_model_in_service(tmp_path, http):
         assert refused.error.startswith("failed to load 'sum', onnxruntime cannot load model.onnx")
         answer = http(server.http, "/v2/models/sum/infer", body)
         assert answer.json["outputs"][0]["data"] == [1] * 4
+
+
+def test_an_unload_lets_open_requests_finish(tmp_path, http, write_model):
+    write_model(tmp_path / "slow")
+    body = {"inputs": [{"name": "seconds", "datatype": "FP32", "shape": [1], "data": [0.5]}]}
+    pending = 'lrai_pending_requests{model="slow",version="1"} 1\n'
+    answers = []
+    flags = ("--model-control-mode=explicit", "--load-model=slow")
+    with start_server(tmp_path, *flags) as server:
+        ask = threading.Thread(
+            target=lambda: answers.append(http(server.http, "/v2/models/slow/infer", body))
+        )
+        ask.start()
+        while pending not in http(server.metrics, "/metrics").body.decode():
+            assert ask.is_alive()
+        assert http(server.http, "/v2/repository/models/slow/unload", b"").status == 200
+        assert http(server.http, "/v2/models/slow/infer", body).status == 503
+        ask.join()
+    assert answers[0].status == 200
+
+
+def test_loading_and_unloading_leaves_nothing_behind(tmp_path, http):
+    def held():
+        return len(os.listdir(f"/proc/{server.process.pid}/fd")), len(server.processes())
+
+    models.identity(tmp_path / "plain.onnx")
+    with start_server(tmp_path, "--model-control-mode=explicit", "--load-model=plain") as server:
+        before = held()
+        for action in ("unload", "load") * 8:
+            path = f"/v2/repository/models/plain/{action}"
+            assert http(server.http, path, b"").status == 200
+        end = time.monotonic() + LIMIT_S
+        while held() != before:
+            assert time.monotonic() < end, (before, held())
+            time.sleep(0.01)

@@ -148,69 +148,6 @@ def test_who_has_connected_before_sigterm_is_answered(repository):
     assert {answer.partition(b"\r\n")[0] for answer in answers} == {b"HTTP/1.1 200 OK"}
 
 
-def test_a_draining_server_accepts_nothing_more(repository, http, flood):
-    def is_refused():
-        try:
-            return not http(server.http, "/v2/health/ready")
-        except ConnectionRefusedError:
-            return True
-
-    with start_server(repository) as server:
-        flood(1, http, server.http, "/v2/models/slow/infer", sleep_body(1))
-        pending = 'lrai_pending_requests{model="slow",version="1"} 1\n'
-        wait_until(lambda: pending in read_metrics(http, server))
-        server.process.send_signal(signal.SIGTERM)
-        wait_until(is_refused)
-        assert server.process.wait(LIMIT_S) == 0
-
-
-def test_a_second_signal_ends_at_once(repository, http, flood):
-    def ask():
-        with pytest.raises(OSError):
-            http(server.http, "/v2/models/slow/infer", sleep_body(5))
-
-    with start_server(repository) as server:
-        flood(1, ask)
-        pending = 'lrai_pending_requests{model="slow",version="1"} 1\n'
-        wait_until(lambda: pending in read_metrics(http, server))
-        actors = server.actors()
-        server.process.send_signal(signal.SIGTERM)
-        server.wait_for("draining")
-        assert server.stop(signal.SIGINT) == 128 + signal.SIGINT
-        wait_until(lambda: not any(map(is_alive, actors)))
-
-
-def is_alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def test_what_outlasts_the_drain_is_cut(repository, http, flood):
-    def ask():
-        with pytest.raises(OSError):
-            http(server.http, "/v2/models/slow/infer", sleep_body(5))
-
-    with start_server(repository, "--drain-timeout=200ms") as server:
-        flood(1, ask)
-        pending = 'lrai_pending_requests{model="slow",version="1"} 1\n'
-        wait_until(lambda: pending in read_metrics(http, server))
-        assert server.stop() == 0
-        assert server.events("drain_ended")
-
-
-def test_systemd_is_told_when_the_server_is_ready(repository, tmp_path, monkeypatch):
-    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as notified:
-        notified.bind(str(tmp_path / "notify"))
-        notified.settimeout(LIMIT_S)
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        with start_server(repository):
-            assert notified.recv(100) == b"READY=1"
-        assert notified.recv(100) == b"STOPPING=1"
-
-
 def test_a_unix_socket_carries_http_and_grpc(repository, tmp_path):
     path = tmp_path / "socket"
     with start_server(repository, f"--host=unix:{path}") as server:
@@ -244,16 +181,6 @@ def test_an_ipv6_literal_is_a_host(repository):
 def test_another_host_than_this_machine_is_warned_about(repository):
     with start_server(repository, "--host=0.0.0.0") as server:
         assert "there is no authentication" in server.events("open_host")[0]["message"]
-
-
-def test_a_port_that_is_taken_ends_the_start_with_a_sentence(repository):
-    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
-        port = taken.getsockname()[1]
-        command = [sys.executable, "-m", "lrai", "serve", str(repository), "--log-format=json"]
-        flags = [f"--http-port={port}", "--grpc-port=0", "--metrics-port=0"]
-        ended = subprocess.run([*command, *flags], capture_output=True, check=False, timeout=20)
-    assert ended.returncode == 1
-    assert "choose another --http-port" in ended.stderr.decode()
 
 
 @pytest.fixture(scope="module")
@@ -323,6 +250,14 @@ def test_a_client_that_waits_for_100_gets_it(limited):
         assert client.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
         client.sendall(body)
         assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_chunked_body_is_a_body(limited):
+    body = json.dumps(rows_body()).encode()
+    with closing(HTTPConnection(limited.http, timeout=LIMIT_S)) as connection:
+        parts = (body[start : start + 7] for start in range(0, len(body), 7))
+        connection.request("POST", "/v2/models/plain/infer", parts, encode_chunked=True)
+        assert connection.getresponse().status == 200
 
 
 def test_pipelined_requests_are_answered_in_order(limited):
@@ -408,14 +343,6 @@ def test_grpc_reflection_lists_the_services(zoo, version):
         (answer,) = channel.stream_stream(path)(iter([b"\x3a\x00"]), timeout=LIMIT_S)
     assert b"inference.GRPCInferenceService" in answer
     assert b"grpc.health.v1.Health" in answer
-
-
-def test_the_serving_process_holds_no_heavy_library(zoo, http):
-    assert http(zoo.http, "/v2/models/identity_FP32/infer", rows_body()).status == 200
-    with open(f"/proc/{zoo.process.pid}/maps") as maps:
-        mapped = maps.read()
-    assert "_native" in mapped
-    assert not re.search("numpy|onnx|pydantic", mapped)
 
 
 def test_what_the_serving_process_imports_holds_no_heavy_library():

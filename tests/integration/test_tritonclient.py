@@ -15,6 +15,8 @@ import tritonclient.http
 import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from lrai.testing import models
+
 MODULES = {
     "http": tritonclient.http,
     "grpc": tritonclient.grpc,
@@ -366,6 +368,17 @@ def test_a_model_is_loaded_with_another_configuration(client):
         assert error.message() == "inference request batch-size must be <= 3 for 'spare'"
     finally:
         client.unload_model("spare")
+
+
+def test_a_model_that_the_client_sends_is_served(client, tmp_path):
+    file = models.identity(tmp_path / "sent.onnx")
+    config = json.dumps({"max_batch_size": 2})
+    client.load_model("sent", config=config, files={"file:1/model.onnx": file.read_bytes()})
+    rows = np.ones((2, 4), np.float32)
+    answer = client.infer("sent", [client.input("x", rows)])
+    np.testing.assert_array_equal(answer.as_numpy("y"), rows)
+    client.unload_model("sent", unload_dependents=True)
+    assert not client.is_model_ready("sent")
 
 
 def test_an_unknown_model_cannot_be_loaded(client):

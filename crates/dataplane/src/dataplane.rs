@@ -193,10 +193,10 @@ impl Dataplane {
         let versions = routes.by_name.entry(model.spec.name.clone()).or_default();
         let former = versions.iter().position(|former| former.spec.version == model.spec.version);
         let former = former.map(|index| versions.remove(index));
-        versions.push(model);
+        versions.push(Arc::clone(&model));
         versions.sort_by_key(|model| std::cmp::Reverse(version_number(model)));
         if let Some(former) = former {
-            former.close();
+            former.close(Some(model));
         }
         Ok(())
     }
@@ -212,7 +212,7 @@ impl Dataplane {
             }
         }
         drop(routes);
-        model.close();
+        model.close(None);
         Ok(())
     }
 

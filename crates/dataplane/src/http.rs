@@ -65,8 +65,7 @@ async fn route(gateway: &Gateway, parts: &Parts, body: &mut Incoming) -> Result<
         return match target.verb {
             Verb::Infer => {
                 allow(&parts.method, "POST")?;
-                let model = dataplane.model(&target.name, target.version)?;
-                infer(dataplane, model, &parts.headers, body).await
+                infer(dataplane, &target, &parts.headers, body).await
             }
             Verb::Ready => {
                 allow(&parts.method, "GET, HEAD")?;
@@ -195,14 +194,17 @@ fn model_names(dataplane: &Dataplane) -> Vec<String> {
 /// One inference: body, ticket, answer. When the client goes away this future is dropped, and the ticket with it.
 async fn infer(
     dataplane: &Dataplane,
-    model: Arc<Model>,
+    target: &Target<'_>,
     headers: &HeaderMap,
     incoming: &mut Incoming,
 ) -> Result<Reply, Fault> {
+    let model = dataplane.model(&target.name, target.version)?;
     let coding = Coding::of_request(headers)?;
     let (config, memory) = (&dataplane.config, &dataplane.memory);
     let received = body::read(incoming, config, memory).await;
     let received = received.inspect_err(|fault| model.stats.refused(fault.refusal(), 0))?;
+    // Another version may have become the default meanwhile.
+    let model = dataplane.model(&target.name, target.version)?;
     let head = headers.get(&HEAD_LENGTH);
     let ticket = if let Some(coding) = coding {
         let (head, limit, memory) = (head.cloned(), config.max_body_bytes, memory.clone());

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -45,6 +45,7 @@ pub struct Model {
     next_replica: Arc<AtomicU64>,
     starved: AtomicBool,
     removed: AtomicBool,
+    successor: OnceLock<Arc<Self>>,
     timer: Notify,
 }
 
@@ -88,9 +89,21 @@ impl Model {
         let (spec, stats) = (Arc::new(spec), Arc::new(Stats::default()));
         let queue = Mutex::new(Queue::new(Arc::clone(&spec), Arc::clone(&stats), Arc::clone(&slab)));
         let (starved, removed, timer) = (AtomicBool::new(false), AtomicBool::new(false), Notify::new());
-        let model =
-            Self { key, spec, stats, queue, slab, events, runtime, next_replica, starved, removed, timer };
-        let model = Arc::new(model);
+        let successor = OnceLock::new();
+        let model = Arc::new(Self {
+            key,
+            spec,
+            stats,
+            queue,
+            slab,
+            events,
+            runtime,
+            next_replica,
+            starved,
+            removed,
+            successor,
+            timer,
+        });
         model.runtime.spawn(dispatch_task(Arc::clone(&model)));
         Ok(model)
     }
@@ -98,9 +111,13 @@ impl Model {
     /// Checks a request, writes its rows into the open batch and dispatches what may leave. May run on any thread.
     pub fn submit(self: &Arc<Self>, request: &InferRequest<'_>) -> Result<Ticket> {
         let now = Instant::now();
-        self.try_submit(request, now).map_err(|(error, why)| {
-            self.stats.refused(why, now.elapsed().as_nanos() as u64);
-            request.tag(error)
+        self.try_submit(request, now).or_else(|(error, why)| match self.successor.get() {
+            // The request found its way here before the routes changed.
+            Some(successor) if why == Refusal::NotReady => successor.submit(request),
+            _ => {
+                self.stats.refused(why, now.elapsed().as_nanos() as u64);
+                Err(request.tag(error))
+            }
         })
     }
 
@@ -318,8 +335,12 @@ impl Model {
         self.dispatch(&mut queue, Instant::now());
     }
 
-    /// Takes no new requests; `finished` is called when the last one is answered.
-    pub fn close(self: &Arc<Self>) {
+    /// Answers what it has; what still comes goes to its successor, if there is one.
+    pub fn close(self: &Arc<Self>, successor: Option<Arc<Self>>) {
+        if let Some(successor) = successor {
+            // Nobody else replaces a model that has left the routes.
+            let _ = self.successor.set(successor);
+        }
         self.queue.lock().closing = true;
         self.runtime.spawn(closing_task(Arc::clone(self)));
     }
