@@ -499,9 +499,9 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("name", FRAMES)
-@pytest.mark.parametrize("face", ["http", "grpc"])
-def test_broken_frames_end_the_connection_at_most(server, face, name):
-    exchange(getattr(server, face), PREFACE + FRAMES[name], is_end=True)
+@pytest.mark.parametrize(("face", "is_end"), [("http", False), ("grpc", True)])
+def test_broken_frames_end_the_connection_at_most(server, face, is_end, name):
+    exchange(getattr(server, face), PREFACE + FRAMES[name], is_end)
 
 
 def test_streams_that_are_reset_at_once_cost_nothing(server):

@@ -227,6 +227,22 @@ def test_a_body_that_does_not_come_is_answered_408(limited):
     assert 0.2 < time.monotonic() - began < 5
 
 
+def test_a_body_that_dribbles_is_answered_408(limited):
+    head = b"POST /v2/models/plain/infer HTTP/1.1\r\nHost: lrai\r\nContent-Length: 1000\r\n\r\n"
+    with connect(limited.http) as client:
+        client.sendall(head)
+        client.settimeout(0.05)
+        got = b""
+        for _ in range(100):
+            try:
+                client.sendall(b" ")
+                got += client.recv(1000)
+                break
+            except TimeoutError:
+                continue
+    assert got.startswith(b"HTTP/1.1 408 ")
+
+
 @pytest.mark.parametrize("start", [b"", b"GET /v2 HTTP/1.1\r\nHost:", b"PRI * HTTP/2.0\r\n"])
 def test_headers_that_do_not_come_end_the_connection(limited, start):
     with connect(limited.http) as client:
