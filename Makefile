@@ -48,8 +48,9 @@ $(VENV)/.tools: $(VENV)/.created pyproject.toml requirements.lock
 # The editable install compiles the native half, in release mode.
 $(VENV)/.native: $(VENV)/.demo $(NATIVE)
 	@echo "building lrai into $(VENV) (1 to 4 minutes the first time)"
+	@touch $@.begun # sources that change meanwhile are newer than this, and are built next time
 	$(INSTALL) --no-deps -e .
-	@touch $@
+	@mv $@.begun $@
 
 demo: $(VENV)/.native ## train small models, serve them, check every answer, kill an actor meanwhile
 	$(BIN)/python examples/demo.py
