@@ -1,7 +1,7 @@
 """Counts code lines against their budgets and prints the difference to the last commit.
 
 A code line carries at least one code token: blanks, comments and docstrings are free, and so are
-Rust's test modules. The sum of the core engine is a hard bound, like the largest size of a file;
+Rust's test modules. The core engine has a bound, not reached yet, and a ceiling that must hold;
 a part's own budget is only a smoke alarm. Run it from the root of the repository.
 """
 
