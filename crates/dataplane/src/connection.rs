@@ -1,20 +1,29 @@
-//! One connection: how long it may be silent, and how it ends. hyper speaks HTTP on it.
+//! One connection: how its requests are answered, how long it may be silent, how it ends. hyper speaks HTTP on it.
 
+use std::convert::Infallible;
 use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use http::header::{CONNECTION, CONTENT_TYPE};
+use http::{HeaderValue, Request, Version};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::io::InspectReader;
 
-use crate::config::Config;
+use crate::error::{Error, PANICKED};
 use crate::gateway::Gateway;
+use crate::reply::{self, Outgoing, Reply};
+use crate::{framing, grpc, http as http_face};
 
 /// Longest headers of one HTTP/2 request.
 const MAX_HEADER_BYTES: u32 = 64 << 10;
@@ -28,11 +37,14 @@ const PING_INTERVAL: Duration = Duration::from_secs(60);
 pub struct Connection {
     gateway: Arc<Gateway>,
     /// Who is at the other end.
-    pub client: String,
+    client: String,
     /// It came through the metrics port, which shows metrics and nothing else.
-    pub is_metrics_only: bool,
+    is_metrics_only: bool,
     in_flight: AtomicU32,
-    has_begun: AtomicBool,
+    /// Whether it speaks HTTP/1; its first request tells.
+    is_http1: AtomicBool,
+    /// Whether a request's headers are awaited: the first one's, or those that have begun to come.
+    is_hurried: AtomicBool,
     since_ms: AtomicU64,
     /// Sweeps that it survives: at the first it is asked to end, at the second it is ended.
     patience: AtomicU8,
@@ -43,31 +55,45 @@ pub struct Connection {
 impl Connection {
     /// A connection that has sent nothing yet; it holds its slot until it ends.
     pub fn new(
-        gateway: Arc<Gateway>,
+        gateway: &Arc<Gateway>,
         client: String,
         slot: OwnedSemaphorePermit,
         is_metrics_only: bool,
     ) -> Arc<Self> {
         let connection = Arc::new(Self {
+            gateway: Arc::clone(gateway),
             client,
             is_metrics_only,
             in_flight: AtomicU32::new(0),
-            has_begun: AtomicBool::new(false),
+            is_http1: AtomicBool::new(false),
+            is_hurried: AtomicBool::new(true),
             since_ms: AtomicU64::new(gateway.now_ms()),
             patience: AtomicU8::new(2),
             waker: OnceLock::new(),
-            gateway,
             _slot: slot,
         });
-        connection.gateway.register(&connection);
+        gateway.register(&connection);
         connection
     }
 
     /// A request begins; it ends when the guard is dropped.
-    pub fn begin(self: &Arc<Self>) -> Busy {
+    fn begin(self: &Arc<Self>) -> Busy {
         self.in_flight.store(self.in_flight.load(Relaxed) + 1, Relaxed);
-        self.has_begun.store(true, Relaxed);
         Busy { connection: Arc::clone(self) }
+    }
+
+    /// The time without a request counts from now on.
+    fn wait(&self, is_hurried: bool) {
+        self.is_hurried.store(is_hurried, Relaxed);
+        self.since_ms.store(self.gateway.now_ms(), Relaxed);
+    }
+
+    /// Bytes have come. Between two requests of HTTP/1 they are the next one's headers; HTTP/2 has pings as well.
+    fn hear(&self) {
+        let is_idle = self.in_flight.load(Relaxed) == 0 && self.is_http1.load(Relaxed);
+        if is_idle && !self.is_hurried.load(Relaxed) {
+            self.wait(true);
+        }
     }
 
     /// Has the connection's task look at its flags.
@@ -79,14 +105,47 @@ impl Connection {
 
     /// Ends the connection if it has had no request in flight for too long. A header that is never finished and an
     /// answer that is never read look the same from here, and no timer per request is needed.
-    pub fn sweep(&self, now_ms: u64, config: &Config) {
-        let has_begun = self.has_begun.load(Relaxed);
-        let limit_ms = if has_begun { config.keep_alive_timeout_ms } else { config.header_timeout_ms };
+    pub fn sweep(&self) {
+        let config = &self.gateway.dataplane.config;
+        let is_hurried = self.is_hurried.load(Relaxed);
+        let limit_ms = if is_hurried { config.header_timeout_ms } else { config.keep_alive_timeout_ms };
         let is_idle = self.in_flight.load(Relaxed) == 0;
-        if is_idle && now_ms.saturating_sub(self.since_ms.load(Relaxed)) > limit_ms {
+        if is_idle && self.gateway.now_ms().saturating_sub(self.since_ms.load(Relaxed)) > limit_ms {
             self.patience.store(self.patience.load(Relaxed).saturating_sub(1), Relaxed);
             self.wake();
         }
+    }
+
+    /// Answers one request; a panic costs this request only.
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Reply, Infallible> {
+        let (busy, gateway) = (self.begin(), &*self.gateway);
+        let (is_grpc, is_http1) = (is_grpc(&request), request.version() < Version::HTTP_2);
+        self.is_http1.store(is_http1, Relaxed);
+        let log = gateway.access.as_ref().map(|access| Box::new(access.begin(&self.client, &request)));
+        if self.is_metrics_only && request.uri().path() != "/metrics" {
+            return Ok(reply::refusal(&reply::no_path(request.uri().path())));
+        }
+        // Pinned where it is made: a future that is passed on by value takes its room twice.
+        let answered = pin!(async {
+            if is_grpc {
+                grpc::call(&gateway.dataplane, request).await
+            } else {
+                http_face::call(gateway, request).await
+            }
+        });
+        // The panic hook has told of a panic already.
+        let answered = AssertUnwindSafe(answered).catch_unwind().await;
+        let mut reply = answered.unwrap_or_else(|_| panicked(is_grpc));
+        if is_http1 && gateway.draining.load(Relaxed) {
+            reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        if let Some(log) = log {
+            log(&reply);
+        }
+        if let Outgoing::Stream(_, keeper) = reply.body_mut() {
+            *keeper = Some(busy);
+        }
+        Ok(reply)
     }
 }
 
@@ -99,8 +158,21 @@ impl Drop for Busy {
     fn drop(&mut self) {
         let connection = &self.connection;
         connection.in_flight.store(connection.in_flight.load(Relaxed) - 1, Relaxed);
-        connection.since_ms.store(connection.gateway.now_ms(), Relaxed);
+        connection.wait(false);
     }
+}
+
+/// gRPC always comes over HTTP/2 and names itself in the content type.
+fn is_grpc(request: &Request<Incoming>) -> bool {
+    let content_type = request.headers().get(CONTENT_TYPE);
+    request.version() == Version::HTTP_2
+        && content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+#[cold]
+fn panicked(is_grpc: bool) -> Reply {
+    let error = Error::internal(PANICKED);
+    if is_grpc { framing::refusal(error) } else { reply::refusal(&error) }
 }
 
 /// Serves a connection until it ends; `stream` may be a socket or, later, TLS on one.
@@ -108,11 +180,9 @@ pub async fn serve<S>(connection: Arc<Connection>, stream: S)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let shared = Arc::clone(&connection);
-    let service = service_fn(move |request| {
-        let connection = Arc::clone(&shared);
-        async move { connection.gateway.answer(&connection, request).await }
-    });
+    let (shared, listening) = (Arc::clone(&connection), Arc::clone(&connection));
+    let stream = InspectReader::new(stream, move |_: &[u8]| listening.hear());
+    let service = service_fn(move |request| Arc::clone(&shared).answer(request));
     let mut settings = auto::Builder::new(TokioExecutor::new());
     settings.http1().writev(false);
     settings
@@ -141,4 +211,15 @@ where
         conversation.as_mut().poll(context).map(drop)
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_in_a_request_is_an_answer() {
+        assert_eq!(panicked(false).status(), 500);
+        assert_eq!(panicked(true).headers()["grpc-status"], "13");
+    }
 }

@@ -12,11 +12,8 @@ const UNCOUNTED: usize = 8 << 10;
 
 /// A budget of bytes, shared by all connections.
 #[derive(Clone, Debug)]
-pub struct Memory(Arc<Counter>);
-
-#[derive(Debug)]
-struct Counter {
-    used: AtomicUsize,
+pub struct Memory {
+    used: Arc<AtomicUsize>,
     limit: usize,
 }
 
@@ -30,12 +27,12 @@ pub struct Held {
 impl Memory {
     /// A budget of `limit` bytes.
     pub fn new(limit: usize) -> Self {
-        Self(Arc::new(Counter { used: AtomicUsize::new(0), limit }))
+        Self { used: Arc::default(), limit }
     }
 
     /// Bytes held now.
     pub fn used(&self) -> usize {
-        self.0.used.load(Relaxed)
+        self.used.load(Relaxed)
     }
 
     /// Takes nothing yet; [`Held::grow`] takes.
@@ -49,9 +46,8 @@ impl Memory {
         if answer.len() <= UNCOUNTED {
             return Bytes::from(answer);
         }
-        let mut held = self.hold();
-        held.take(answer.len());
-        Bytes::from_owner(Counted { answer, _held: held })
+        self.used.fetch_add(answer.len(), Relaxed);
+        Bytes::from_owner(Counted { _held: Held { memory: self.clone(), bytes: answer.len() }, answer })
     }
 }
 
@@ -61,28 +57,28 @@ impl Held {
         if total <= UNCOUNTED || total <= self.bytes {
             return Ok(());
         }
-        let (extra, limit) = (total - self.bytes, self.memory.0.limit);
-        let used = self.memory.0.used.fetch_add(extra, Relaxed);
-        if used + extra > limit {
-            self.memory.0.used.fetch_sub(extra, Relaxed);
+        let (extra, Memory { used, limit }) = (total - self.bytes, &self.memory);
+        let before = used.fetch_add(extra, Relaxed);
+        if before + extra > *limit {
+            used.fetch_sub(extra, Relaxed);
             return Err(Error::unavailable(format!(
-                "{used} of {limit} bytes for requests in memory are in use, hint: retry later or send fewer at once"
+                "{before} of {limit} bytes for requests in memory are in use, hint: retry later or send fewer at once"
             )));
         }
         self.bytes = total;
         Ok(())
     }
 
-    fn take(&mut self, total: usize) {
-        self.memory.0.used.fetch_add(total - self.bytes, Relaxed);
-        self.bytes = total;
+    /// A part of the same budget that is empty so far.
+    pub fn another(&self) -> Self {
+        self.memory.hold()
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         if self.bytes > 0 {
-            self.memory.0.used.fetch_sub(self.bytes, Relaxed);
+            self.memory.used.fetch_sub(self.bytes, Relaxed);
         }
     }
 }

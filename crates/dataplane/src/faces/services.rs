@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::Request;
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
 use tonic::codegen::Service;
@@ -14,7 +14,8 @@ use tonic_health::pb::health_server::{self, HealthServer};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use crate::dataplane::Dataplane;
-use crate::framing::{GrpcBody, refusal};
+use crate::framing::refusal;
+use crate::reply::{Outgoing, Reply};
 use crate::{grpc, proto};
 
 /// How soon a watcher hears of a change.
@@ -84,7 +85,7 @@ async fn watch_task(
 }
 
 /// Answers a call to any service but the inference service.
-pub async fn call(dataplane: Arc<Dataplane>, request: Request<Incoming>) -> Response<GrpcBody> {
+pub async fn call(dataplane: Arc<Dataplane>, request: Request<Incoming>) -> Reply {
     // Reflection is built for each call: a person's tool asks once, and the tables are not worth keeping.
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -102,5 +103,5 @@ pub async fn call(dataplane: Arc<Dataplane>, request: Request<Incoming>) -> Resp
     } else {
         return refusal(Status::unimplemented(format!("there is no method '{path}'")));
     };
-    response.map(GrpcBody::Boxed)
+    response.map(|body| Outgoing::Stream(body, None))
 }
