@@ -67,10 +67,8 @@ impl Received {
     }
 }
 
-/// A body on its way in.
+/// Puts the parts of a body together, within limits.
 pub struct Reader {
-    /// What has not come yet.
-    pub body: Incoming,
     /// What has come and was not taken out.
     pub received: Received,
     patience: Duration,
@@ -78,47 +76,41 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// A body of which nothing has been read.
-    pub fn new(body: Incoming, dataplane: &Dataplane) -> Self {
+    /// Nothing has been read yet.
+    pub fn new(dataplane: &Dataplane) -> Self {
         let received = Received { data: Bytes::new(), coding: None, held: dataplane.memory.hold() };
         let patience = Duration::from_millis(dataplane.config.body_timeout_ms);
-        Self { body, received, patience, limit: dataplane.config.max_body_bytes }
+        Self { received, patience, limit: dataplane.config.max_body_bytes }
     }
 
     /// Reads to the end; refuses what is too large, too slow, or finds no memory left.
-    pub async fn all(&mut self) -> Result<Received> {
-        check_size(self.expected(), self.limit)?;
+    pub async fn all(mut self, body: &mut Incoming) -> Result<Received> {
+        check_size(expected(body), self.limit)?;
         let began = Instant::now();
-        while !self.body.is_end_stream() && self.more(Some(began)).await? {
+        while !body.is_end_stream() && self.more(body, Some(began)).await? {
             check_size(self.received.data.len(), self.limit)?;
         }
-        Ok(self.received.split_to(self.received.data.len()))
+        Ok(self.received)
     }
 
     /// Waits for more bytes; false = that was the end. Time runs since `began`, if at all.
-    pub async fn more(&mut self, began: Option<Instant>) -> Result<bool> {
+    pub async fn more(&mut self, body: &mut Incoming, began: Option<Instant>) -> Result<bool> {
         let frame = match began {
-            None => self.body.frame().await,
+            None => body.frame().await,
             Some(began) => {
                 let deadline = began + self.patience + EARNED_PER_BYTE * self.received.data.len() as u32;
                 // The timer is registered only if the bytes are not here yet.
                 tokio::select! {
                     biased;
-                    frame = self.body.frame() => frame,
+                    frame = body.frame() => frame,
                     () = sleep_until(deadline) => return Err(self.late()),
                 }
             }
         };
         let Some(frame) = frame else { return Ok(false) };
         let frame = frame.map_err(|error| Error::invalid(format!("the body broke off: {error}")))?;
-        let expected = self.expected();
-        self.received.append(frame.into_data().unwrap_or_default(), expected)?;
+        self.received.append(frame.into_data().unwrap_or_default(), expected(body))?;
         Ok(true)
-    }
-
-    /// Bytes that have not come yet, as far as the client has told.
-    fn expected(&self) -> usize {
-        usize::try_from(self.body.size_hint().lower()).unwrap_or(usize::MAX)
     }
 
     #[cold]
@@ -126,6 +118,11 @@ impl Reader {
         let limit_ms = self.patience.as_millis();
         Error::timeout(format!("the request body was not complete after {limit_ms} ms"))
     }
+}
+
+/// Bytes that have not come yet, as far as the client has told.
+fn expected(body: &Incoming) -> usize {
+    usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX)
 }
 
 /// Reads the rest of a refused request's body for a moment, so that a client that sends first and reads then gets its

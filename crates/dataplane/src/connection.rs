@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use http::header::{CONNECTION, CONTENT_TYPE};
+use http::request::Parts;
 use http::{HeaderValue, Request, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -117,13 +118,13 @@ impl Connection {
     }
 
     /// Answers one request; a panic costs this request only.
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Reply, Infallible> {
-        let (busy, gateway) = (self.begin(), &*self.gateway);
-        let (is_grpc, is_http1) = (is_grpc(&request), request.version() < Version::HTTP_2);
+    async fn answer(self: Arc<Self>, request: Box<(Parts, Incoming)>) -> Result<Reply, Infallible> {
+        let (busy, gateway, parts) = (self.begin(), &*self.gateway, &request.0);
+        let (is_grpc, is_http1) = (is_grpc(parts), parts.version < Version::HTTP_2);
         self.is_http1.store(is_http1, Relaxed);
         let log = gateway.access.as_ref().map(|access| Box::new(access.begin(&self.client, &request)));
-        if self.is_metrics_only && request.uri().path() != "/metrics" {
-            return Ok(reply::refusal(&reply::no_path(request.uri().path())));
+        if self.is_metrics_only && parts.uri.path() != "/metrics" {
+            return Ok(reply::refusal(&reply::no_path(parts.uri.path())));
         }
         // Pinned where it is made: a future that is passed on by value takes its room twice.
         let answered = pin!(async {
@@ -163,9 +164,9 @@ impl Drop for Busy {
 }
 
 /// gRPC always comes over HTTP/2 and names itself in the content type.
-fn is_grpc(request: &Request<Incoming>) -> bool {
-    let content_type = request.headers().get(CONTENT_TYPE);
-    request.version() == Version::HTTP_2
+fn is_grpc(parts: &Parts) -> bool {
+    let content_type = parts.headers.get(CONTENT_TYPE);
+    parts.version == Version::HTTP_2
         && content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
@@ -182,7 +183,10 @@ where
 {
     let (shared, listening) = (Arc::clone(&connection), Arc::clone(&connection));
     let stream = InspectReader::new(stream, move |_: &[u8]| listening.hear());
-    let service = service_fn(move |request| Arc::clone(&shared).answer(request));
+    // Boxed, because futures keep what they are given twice: as an argument, and again where they pass it on.
+    let service = service_fn(move |request: Request<Incoming>| {
+        Arc::clone(&shared).answer(Box::new(request.into_parts()))
+    });
     let mut settings = auto::Builder::new(TokioExecutor::new());
     settings.http1().writev(false);
     settings

@@ -8,8 +8,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::Uri;
 use http::request::Parts;
-use http::{Request, Uri};
 use hyper::body::Incoming;
 use prost::Message;
 use tokio::time::timeout;
@@ -33,18 +33,17 @@ use crate::tensor::TensorSpec;
 pub const SERVICE: &str = "inference.GRPCInferenceService";
 
 /// Answers one call; dropping the future cancels it.
-pub async fn call(dataplane: &Arc<Dataplane>, request: Request<Incoming>) -> Reply {
-    if method(request.uri()).is_none() {
-        return Box::pin(services::call(Arc::clone(dataplane), request)).await;
-    }
-    let (parts, body) = request.into_parts();
-    let method = method(&parts.uri).unwrap_or_default();
+pub async fn call(dataplane: &Arc<Dataplane>, mut request: Box<(Parts, Incoming)>) -> Reply {
+    let (parts, body) = &mut *request;
+    let Some(method) = method(&parts.uri) else {
+        return Box::pin(services::call(dataplane, *request)).await;
+    };
     let answered = match framing::timeout(&parts.headers) {
         Err(error) => Err(error),
-        Ok(time) if method == "ModelStreamInfer" => stream::call(dataplane, &parts, body, time),
-        Ok(None) => unary(dataplane, method, &parts, body).await,
+        Ok(time) if method == "ModelStreamInfer" => stream::call(dataplane, *request, time),
+        Ok(None) => unary(dataplane, method, parts, body).await,
         // Boxed, as every rare way: the future of an inference is moved about, and shall be small.
-        Ok(Some(time)) => Box::pin(timeout(time, unary(dataplane, method, &parts, body)))
+        Ok(Some(time)) => Box::pin(timeout(time, unary(dataplane, method, parts, body)))
             .await
             .unwrap_or_else(|_| Err(late())),
     };
@@ -62,10 +61,15 @@ pub fn late() -> Error {
     Error::timeout("the call's grpc-timeout has passed")
 }
 
-async fn unary(dataplane: &Arc<Dataplane>, method: &str, parts: &Parts, body: Incoming) -> Result<Reply> {
+async fn unary(
+    dataplane: &Arc<Dataplane>,
+    method: &str,
+    parts: &Parts,
+    body: &mut Incoming,
+) -> Result<Reply> {
     let (coding, back) = Coding::of_call(&parts.headers)?;
     let limit = dataplane.config.max_body_bytes;
-    let mut received = Reader::new(body, dataplane).all().await?;
+    let mut received = Reader::new(dataplane).all(body).await?;
     let message = framing::take(&mut received, coding, limit)?.ok_or_else(framing::cut_off)?;
     if !received.data.is_empty() {
         return Err(Error::unsupported("a unary call takes one message, this one has more"));
@@ -79,7 +83,7 @@ async fn unary(dataplane: &Arc<Dataplane>, method: &str, parts: &Parts, body: In
         infer(dataplane, message, encode).await?
     } else {
         Box::pin(async move {
-            let message = dataplane.pool.run_if(message.is_large(), move || message.plain(limit)).await?;
+            let message = dataplane.pool.run(move || message.plain(limit)).await?;
             framing::finish(core(dataplane, method, message.data).await?, back)
         })
         .await?

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, EXPECT};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use hyper::body::{Body, Incoming};
 use percent_encoding::percent_decode_str;
 use serde_json::json;
@@ -30,24 +30,22 @@ const JSON_GROWTH: usize = 3;
 const READ: &str = "GET, HEAD";
 
 /// Answers one request; every refusal is a JSON sentence.
-pub async fn call(gateway: &Gateway, request: Request<Incoming>) -> Reply {
-    let (parts, body) = request.into_parts();
-    let mut reader = Reader::new(body, &gateway.dataplane);
-    let mut reply = route(gateway, &parts, &mut reader).await.unwrap_or_else(|error| reply::refusal(&error));
-    let is_refused = reply.status().as_u16() >= 400 && reply.status() != StatusCode::REQUEST_TIMEOUT;
-    let waits_for_us = parts.headers.contains_key(EXPECT);
-    if is_refused && !waits_for_us && !reader.body.is_end_stream() {
-        tokio::spawn(body::discard(reader.body));
-    }
+pub async fn call(gateway: &Gateway, mut request: Box<(Parts, Incoming)>) -> Reply {
+    let (parts, body) = &mut *request;
+    let mut reply = route(gateway, parts, body).await.unwrap_or_else(|error| reply::refusal(&error));
     if parts.method == http::Method::HEAD {
         let len = reply.body().size_hint().lower();
         *reply.body_mut() = Outgoing::Done;
         reply.headers_mut().insert(CONTENT_LENGTH, len.into());
     }
+    let is_refused = reply.status().as_u16() >= 400 && reply.status() != StatusCode::REQUEST_TIMEOUT;
+    if is_refused && !body.is_end_stream() && !parts.headers.contains_key(EXPECT) {
+        tokio::spawn(body::discard(request.1));
+    }
     reply
 }
 
-async fn route(gateway: &Gateway, parts: &Parts, reader: &mut Reader) -> Result<Reply> {
+async fn route(gateway: &Gateway, parts: &Parts, body: &mut Incoming) -> Result<Reply> {
     let (dataplane, path) = (&*gateway.dataplane, parts.uri.path());
     if let Some(target) = Target::parse(path)? {
         let allowed = if target.verb == "infer" { "POST" } else { READ };
@@ -55,7 +53,7 @@ async fn route(gateway: &Gateway, parts: &Parts, reader: &mut Reader) -> Result<
             return Ok(refusal);
         }
         return match target.verb {
-            "infer" => infer(dataplane, &target, &parts.headers, reader).await,
+            "infer" => infer(dataplane, &target, &parts.headers, body).await,
             "ready" => model_ready(dataplane, &target),
             _ => as_json(&model_metadata(dataplane, &target.name, target.version)?),
         };
@@ -66,7 +64,7 @@ async fn route(gateway: &Gateway, parts: &Parts, reader: &mut Reader) -> Result<
         "/v2" | "/v2/" => as_json(&server_metadata(dataplane)),
         "/metrics" => Ok(metrics::reply(gateway)),
         "/" => Ok(reply::json(StatusCode::OK, &json!({ "status": "alive" }))),
-        _ => return Box::pin(faces::http(&gateway.dataplane, &parts.method, path, reader)).await,
+        _ => return Box::pin(faces::http(&gateway.dataplane, &parts.method, path, body)).await,
     };
     reply::forbidden(&parts.method, READ).map_or(found, Ok)
 }
@@ -136,11 +134,12 @@ async fn infer(
     dataplane: &Dataplane,
     target: &Target<'_>,
     headers: &HeaderMap,
-    reader: &mut Reader,
+    body: &mut Incoming,
 ) -> Result<Reply> {
     let model = dataplane.model(&target.name, target.version)?;
     let coding = Coding::of_request(headers)?;
-    let mut received = reader.all().await.inspect_err(|error| inference::refused(&model, error))?;
+    let received = Reader::new(dataplane).all(body).await;
+    let mut received = received.inspect_err(|error| inference::refused(&model, error))?;
     received.coding = coding;
     // Another version may have become the default meanwhile.
     let model = dataplane.model(&target.name, target.version)?;

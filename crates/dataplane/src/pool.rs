@@ -60,16 +60,6 @@ impl Pool {
         let failed = |_| Err(Error::internal(PANICKED));
         AbortOnDropHandle::new(runtime.spawn_blocking(begin)).await.unwrap_or_else(failed)
     }
-
-    /// Runs `work` on a pool thread if it `is_large`, else here and now. Boxed, because it is rare: the future of a small
-    /// request is moved about, and shall be small.
-    pub async fn run_if<T: Send + 'static>(
-        &self,
-        is_large: bool,
-        work: impl FnOnce() -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        if is_large { Box::pin(self.run(work)).await } else { work() }
-    }
 }
 
 impl Drop for Pool {

@@ -6,7 +6,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use http::Request;
+use http::request::Parts;
 use hyper::body::{Body, Incoming};
 use serde_json::{Value, json};
 
@@ -45,14 +45,18 @@ impl AccessLog {
     }
 
     /// A request begins; returns what ends its line.
-    pub fn begin<'a>(&'a self, client: &str, request: &Request<Incoming>) -> impl FnOnce(&Reply) + use<'a> {
+    pub fn begin<'a>(
+        &'a self,
+        client: &str,
+        (parts, body): &(Parts, Incoming),
+    ) -> impl FnOnce(&Reply) + use<'a> {
         let (began, time) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH));
         let mut line = json!({
             "time": time.unwrap_or_default().as_secs_f64(),
             "client": client,
-            "method": request.method().as_str(),
-            "path": request.uri().path(),
-            "request_bytes": request.body().size_hint().exact(),
+            "method": parts.method.as_str(),
+            "path": parts.uri.path(),
+            "request_bytes": body.size_hint().exact(),
         });
         move |reply| {
             line["status"] = json!(reply.status().as_u16());

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Method;
+use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use crate::body::Reader;
@@ -52,7 +53,7 @@ pub async fn http(
     dataplane: &Arc<Dataplane>,
     method: &Method,
     path: &str,
-    reader: &mut Reader,
+    body: &mut Incoming,
 ) -> Result<Reply> {
     let segments: Vec<&str> = path.strip_prefix("/v2/").unwrap_or_default().split('/').collect();
     let allowed = allowed(&segments);
@@ -62,7 +63,7 @@ pub async fn http(
     if let Some(refusal) = reply::forbidden(method, allowed) {
         return Ok(refusal);
     }
-    let body = reader.all().await?.data;
+    let body = Reader::new(dataplane).all(body).await?.data;
     Ok(reply::text(answer(dataplane, &segments, body, method == Method::POST).await?))
 }
 
@@ -130,7 +131,7 @@ fn allowed(segments: &[&str]) -> &'static str {
 
 /// A body as JSON, read in the pool if it is large; no body is an empty object.
 async fn read(dataplane: &Dataplane, body: Bytes) -> Result<Value> {
-    dataplane.pool.run_if(body.len() > LARGE, move || parse(&body)).await
+    if body.len() > LARGE { dataplane.pool.run(move || parse(&body)).await } else { parse(&body) }
 }
 
 fn parse(body: &[u8]) -> Result<Value> {

@@ -39,15 +39,14 @@ struct Call {
 /// Answers the call; its work ends when its answer is dropped.
 pub(crate) fn call(
     dataplane: &Arc<Dataplane>,
-    parts: &Parts,
-    body: Incoming,
+    (parts, body): (Parts, Incoming),
     time: Option<Duration>,
 ) -> Result<Reply> {
     let (coding, back) = Coding::of_call(&parts.headers)?;
     let strict = parts.headers.get("triton_grpc_error").is_some_and(|value| value == "true");
     let call = Arc::new(Call { dataplane: Arc::clone(dataplane), coding, back, strict });
     let shared = Arc::clone(&call);
-    let answers = messages(Reader::new(body, dataplane), call)
+    let answers = messages(body, call)
         .map(move |message| {
             // A panic costs this request only; the panic hook has told of it already.
             let answered = AssertUnwindSafe(answer(Arc::clone(&shared), message)).catch_unwind();
@@ -60,20 +59,21 @@ pub(crate) fn call(
 }
 
 /// The messages of a call, however long the client takes to begin one; a failure is the last.
-fn messages(reader: Reader, call: Arc<Call>) -> impl Stream<Item = Result<Received>> {
-    stream::unfold(Some(reader), move |reader| {
+fn messages(body: Incoming, call: Arc<Call>) -> impl Stream<Item = Result<Received>> {
+    let reader = Reader::new(&call.dataplane);
+    stream::unfold(Some((body, reader)), move |state| {
         let call = Arc::clone(&call);
         async move {
-            let mut reader = reader?;
-            match next(&mut reader, &call).await.transpose()? {
-                Ok(message) => Some((Ok(message), Some(reader))),
+            let (mut body, mut reader) = state?;
+            match next(&mut body, &mut reader, &call).await.transpose()? {
+                Ok(message) => Some((Ok(message), Some((body, reader)))),
                 failure => Some((failure, None)),
             }
         }
     })
 }
 
-async fn next(reader: &mut Reader, call: &Call) -> Result<Option<Received>> {
+async fn next(body: &mut Incoming, reader: &mut Reader, call: &Call) -> Result<Option<Received>> {
     let mut began = None;
     loop {
         let message = framing::take(&mut reader.received, call.coding, call.dataplane.config.max_body_bytes)?;
@@ -84,7 +84,7 @@ async fn next(reader: &mut Reader, call: &Call) -> Result<Option<Received>> {
         if !is_idle {
             began.get_or_insert_with(Instant::now);
         }
-        if !reader.more(began).await? {
+        if !reader.more(body, began).await? {
             return if is_idle { Ok(None) } else { Err(framing::cut_off()) };
         }
     }
