@@ -34,7 +34,7 @@ const CONNECTION_WINDOW: u32 = 8 << 20;
 const MAX_FRAME: u32 = 128 << 10;
 const PING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The part of a connection that its gateway sees. Its own thread writes it, except `patience`.
+/// The part of a connection that its gateway sees. Only its own thread does more than look, save for a sweep.
 pub struct Connection {
     gateway: Arc<Gateway>,
     /// Who is at the other end.
@@ -44,11 +44,12 @@ pub struct Connection {
     in_flight: AtomicU32,
     /// Whether it speaks HTTP/1; its first request tells.
     is_http1: AtomicBool,
-    /// Whether a request's headers are awaited: the first one's, or those that have begun to come.
-    is_hurried: AtomicBool,
-    since_ms: AtomicU64,
-    /// Sweeps that it survives: at the first it is asked to end, at the second it is ended.
-    patience: AtomicU8,
+    /// Whether it is between two requests, instead of awaiting headers: the first one's, or such as have begun to come.
+    is_resting: AtomicBool,
+    /// How long it has been without a request, as of the last sweep: no request needs a clock or a timer for that.
+    idle_ms: AtomicU64,
+    /// 1 = it is asked to end when it has answered what it has, 2 = it is ended.
+    dismissed: AtomicU8,
     waker: OnceLock<Waker>,
     _slot: OwnedSemaphorePermit,
 }
@@ -65,61 +66,57 @@ impl Connection {
             gateway: Arc::clone(gateway),
             client,
             is_metrics_only,
-            in_flight: AtomicU32::new(0),
-            is_http1: AtomicBool::new(false),
-            is_hurried: AtomicBool::new(true),
-            since_ms: AtomicU64::new(gateway.now_ms()),
-            patience: AtomicU8::new(2),
-            waker: OnceLock::new(),
+            in_flight: AtomicU32::default(),
+            is_http1: AtomicBool::default(),
+            is_resting: AtomicBool::default(),
+            idle_ms: AtomicU64::default(),
+            dismissed: AtomicU8::default(),
+            waker: OnceLock::default(),
             _slot: slot,
         });
         gateway.register(&connection);
         connection
     }
 
-    /// A request begins; it ends when the guard is dropped.
-    fn begin(self: &Arc<Self>) -> Busy {
-        self.in_flight.store(self.in_flight.load(Relaxed) + 1, Relaxed);
-        Busy { connection: Arc::clone(self) }
-    }
-
-    /// The time without a request counts from now on.
-    fn wait(&self, is_hurried: bool) {
-        self.is_hurried.store(is_hurried, Relaxed);
-        self.since_ms.store(self.gateway.now_ms(), Relaxed);
+    fn wait(&self, is_resting: bool) {
+        self.is_resting.store(is_resting, Relaxed);
+        self.idle_ms.store(0, Relaxed);
     }
 
     /// Bytes have come. Between two requests of HTTP/1 they are the next one's headers; HTTP/2 has pings as well.
     fn hear(&self) {
         let is_idle = self.in_flight.load(Relaxed) == 0 && self.is_http1.load(Relaxed);
-        if is_idle && !self.is_hurried.load(Relaxed) {
-            self.wait(true);
+        if is_idle && self.is_resting.load(Relaxed) {
+            self.wait(false);
         }
     }
 
-    /// Has the connection's task look at its flags.
-    pub fn wake(&self) {
+    /// Asks it to end when it has answered what it has (1), or ends it (2).
+    pub fn dismiss(&self, degree: u8) {
+        self.dismissed.fetch_max(degree, Relaxed);
         if let Some(waker) = self.waker.get() {
             waker.wake_by_ref();
         }
     }
 
-    /// Ends the connection if it has had no request in flight for too long. A header that is never finished and an
-    /// answer that is never read look the same from here, and no timer per request is needed.
-    pub fn sweep(&self) {
+    /// Ends the connection if it has had no request in flight for too long: asks at the first sweep that finds it so,
+    /// insists at the second. A header that is never finished and an answer that is never read look the same from here.
+    pub fn sweep(&self, passed: Duration) {
+        if self.in_flight.load(Relaxed) > 0 {
+            return;
+        }
         let config = &self.gateway.dataplane.config;
-        let is_hurried = self.is_hurried.load(Relaxed);
-        let limit_ms = if is_hurried { config.header_timeout_ms } else { config.keep_alive_timeout_ms };
-        let is_idle = self.in_flight.load(Relaxed) == 0;
-        if is_idle && self.gateway.now_ms().saturating_sub(self.since_ms.load(Relaxed)) > limit_ms {
-            self.patience.store(self.patience.load(Relaxed).saturating_sub(1), Relaxed);
-            self.wake();
+        let is_resting = self.is_resting.load(Relaxed);
+        let limit_ms = if is_resting { config.keep_alive_timeout_ms } else { config.header_timeout_ms };
+        let passed_ms = passed.as_millis() as u64;
+        if self.idle_ms.fetch_add(passed_ms, Relaxed) + passed_ms > limit_ms {
+            self.dismiss(self.dismissed.load(Relaxed) + 1);
         }
     }
 
     /// Answers one request; a panic costs this request only.
     async fn answer(self: Arc<Self>, request: Box<(Parts, Incoming)>) -> Result<Reply, Infallible> {
-        let (busy, gateway, parts) = (self.begin(), &*self.gateway, &request.0);
+        let (busy, gateway, parts) = (Busy::new(&self), &*self.gateway, &request.0);
         let (is_grpc, is_http1) = (is_grpc(parts), parts.version < Version::HTTP_2);
         self.is_http1.store(is_http1, Relaxed);
         let log = gateway.access.as_ref().map(|access| Box::new(access.begin(&self.client, &request)));
@@ -150,16 +147,20 @@ impl Connection {
     }
 }
 
-/// A request in flight.
-pub struct Busy {
-    connection: Arc<Connection>,
+/// A request in flight, until it is dropped.
+pub struct Busy(Arc<Connection>);
+
+impl Busy {
+    fn new(connection: &Arc<Connection>) -> Self {
+        connection.in_flight.store(connection.in_flight.load(Relaxed) + 1, Relaxed);
+        Self(Arc::clone(connection))
+    }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let connection = &self.connection;
-        connection.in_flight.store(connection.in_flight.load(Relaxed) - 1, Relaxed);
-        connection.wait(false);
+        self.0.in_flight.store(self.0.in_flight.load(Relaxed) - 1, Relaxed);
+        self.0.wait(true);
     }
 }
 
@@ -203,13 +204,14 @@ where
     poll_fn(|context| {
         // A task's waker stays the same as long as nothing in it makes its own.
         connection.waker.get_or_init(|| context.waker().clone());
-        let patience = connection.patience.load(Relaxed);
-        if patience == 0 {
-            return Poll::Ready(());
-        }
-        if !is_told && (patience == 1 || connection.gateway.is_ending()) {
-            is_told = true;
-            conversation.as_mut().graceful_shutdown();
+        match connection.dismissed.load(Relaxed) {
+            0 => {}
+            1 if is_told => {}
+            1 => {
+                is_told = true;
+                conversation.as_mut().graceful_shutdown();
+            }
+            _ => return Poll::Ready(()),
         }
         // How a conversation failed is the client's affair.
         conversation.as_mut().poll(context).map(drop)

@@ -1,11 +1,12 @@
-//! What all connections share: their number, the coarse clock, who has overstayed, and the end of it all.
+//! What all connections share: their number, who has overstayed, and the end of it all.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
+use tokio::time::{Instant, interval};
 
 use crate::connection::Connection;
 use crate::dataplane::Dataplane;
@@ -23,8 +24,6 @@ pub struct Gateway {
     /// From now on an answer over HTTP/1.1 ends its connection: the client knows that it was the last one.
     pub draining: AtomicBool,
     connections: Mutex<Vec<Weak<Connection>>>,
-    ending: AtomicBool,
-    now_ms: AtomicU64,
 }
 
 impl Gateway {
@@ -36,20 +35,8 @@ impl Gateway {
             access: config.access_log.then(|| AccessLog::start(std::io::stderr())).transpose()?,
             draining: AtomicBool::new(false),
             connections: Mutex::default(),
-            ending: AtomicBool::new(false),
-            now_ms: AtomicU64::new(0),
             dataplane,
         })
-    }
-
-    /// Milliseconds since the start, as of the last sweep: reading it costs nothing.
-    pub fn now_ms(&self) -> u64 {
-        self.now_ms.load(Relaxed)
-    }
-
-    /// Whether connections shall end when they have answered what they have, idle ones at once.
-    pub fn is_ending(&self) -> bool {
-        self.ending.load(Relaxed)
     }
 
     /// From now on a connection is swept and drained with the others.
@@ -62,25 +49,21 @@ impl Gateway {
         self.dataplane.config.max_connections - self.slots.available_permits()
     }
 
-    /// Asks every connection to end.
-    pub fn end(&self) {
-        self.ending.store(true, Relaxed);
-        self.each_connection(Connection::wake);
-    }
-
-    /// Moves the clock and ends connections that have overstayed; never returns.
+    /// Ends connections that have overstayed; never returns.
     pub async fn sweep_task(self: Arc<Self>) {
-        let (config, started) = (&self.dataplane.config, Instant::now());
+        let config = &self.dataplane.config;
         let shortest = config.header_timeout_ms.min(config.keep_alive_timeout_ms);
-        let mut turns = tokio::time::interval(Duration::from_millis((shortest / 4).clamp(10, 1000)));
+        let mut turns = interval(Duration::from_millis((shortest / 4).clamp(10, 1000)));
+        let mut last = Instant::now();
         loop {
-            turns.tick().await;
-            self.now_ms.store(started.elapsed().as_millis() as u64, Relaxed);
-            self.each_connection(Connection::sweep);
+            let passed = turns.tick().await - last;
+            last += passed;
+            self.each_connection(|connection| connection.sweep(passed));
         }
     }
 
-    fn each_connection(&self, act: impl Fn(&Connection)) {
+    /// Does something to every connection.
+    pub fn each_connection(&self, act: impl Fn(&Connection)) {
         let is_open = |connection: &Weak<Connection>| connection.upgrade().map(|open| act(&open)).is_some();
         self.connections.lock().retain(is_open);
     }

@@ -9,12 +9,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::runtime;
 use tokio::sync::Semaphore;
+use tokio::time::sleep;
 use tokio_util::net::Listener;
 use tokio_util::sync::CancellationToken;
 
@@ -106,7 +108,7 @@ pub fn serve(dataplane: &Arc<Dataplane>) -> Result<Running> {
         }
         {
             let _entered = runtime.enter();
-            doors.iter().try_for_each(|door| running.attend(door)).map_err(start)?;
+            doors.iter().try_for_each(|door| door.attend(&running)).map_err(start)?;
         }
         let stopped = running.stopped.clone();
         let run = move || runtime.block_on(stopped.cancelled());
@@ -122,6 +124,26 @@ struct Door {
     socket: Socket,
     is_unix: bool,
     is_metrics_only: bool,
+}
+
+impl Door {
+    /// Has the current runtime accept from it.
+    fn attend(&self, Running { gateway, drained, .. }: &Running) -> io::Result<()> {
+        let (socket, gateway, drained) = (self.socket.try_clone()?, Arc::clone(gateway), drained.clone());
+        if self.is_unix {
+            let listener = UnixListener::from_std(socket.into())?;
+            tokio::spawn(accept_task(gateway, listener, |_, _| "unix".to_owned(), false, drained));
+            return Ok(());
+        }
+        let greet = |stream: &TcpStream, client: SocketAddr| {
+            // A socket that is already closed refuses; serving it finds out.
+            drop(stream.set_nodelay(true));
+            client.to_string()
+        };
+        let listener = TcpListener::from_std(socket.into())?;
+        tokio::spawn(accept_task(gateway, listener, greet, self.is_metrics_only, drained));
+        Ok(())
+    }
 }
 
 fn open(config: &Config) -> Result<(Vec<Door>, Addresses)> {
@@ -190,78 +212,46 @@ fn raise_descriptor_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-impl Running {
-    /// Has the current runtime accept from a door.
-    fn attend(&self, door: &Door) -> io::Result<()> {
-        let (gateway, drained) = (Arc::clone(&self.gateway), self.drained.clone());
-        let is_metrics_only = door.is_metrics_only;
-        let slots = match is_metrics_only {
-            true => Arc::new(Semaphore::new(METRICS_CONNECTIONS)),
-            false => Arc::clone(&gateway.slots),
-        };
-        let socket = door.socket.try_clone()?;
-        let attendant = Attendant { gateway, slots, drained, is_metrics_only };
-        if door.is_unix {
-            let listener = UnixListener::from_std(socket.into())?;
-            tokio::spawn(attendant.task(listener, |_, _| "unix".to_owned()));
-        } else {
-            let listener = TcpListener::from_std(socket.into())?;
-            tokio::spawn(attendant.task(listener, |stream: &TcpStream, client| {
-                // A socket that is already closed refuses; serving it finds out.
-                drop(stream.set_nodelay(true));
-                client.to_string()
-            }));
-        }
-        Ok(())
-    }
-}
-
-/// One thread at one door.
-struct Attendant {
+/// Accepts until the gateway drains: whoever has connected by then is served, and a client that is about to send its next
+/// request has a moment to do so. `greet` tells who has come.
+async fn accept_task<L>(
     gateway: Arc<Gateway>,
-    slots: Arc<Semaphore>,
-    drained: CancellationToken,
+    mut listener: L,
+    greet: fn(&L::Io, L::Addr) -> String,
     is_metrics_only: bool,
-}
-
-impl Attendant {
-    /// Accepts until the gateway drains: whoever has connected by then is served, and a client that is about to send its
-    /// next request has a moment to do so.
-    async fn task<L>(self, listener: L, greet: impl Fn(&L::Io, L::Addr) -> String)
-    where
-        L: Listener<Io: Send + Unpin + 'static>,
-    {
-        let drained = async {
-            self.drained.cancelled().await;
-            // Long enough for the event loop to look at the socket once more.
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        };
-        tokio::select! { biased; () = self.accept(listener, greet) => {}, () = drained => {} }
-        tokio::time::sleep(LAST_REQUESTS).await;
-        self.gateway.end();
-    }
-
-    async fn accept<L>(&self, mut listener: L, greet: impl Fn(&L::Io, L::Addr) -> String)
-    where
-        L: Listener<Io: Send + Unpin + 'static>,
-    {
+    drained: CancellationToken,
+) where
+    L: Listener<Io: Send + Unpin + 'static>,
+{
+    let slots = if is_metrics_only {
+        Arc::new(Semaphore::new(METRICS_CONNECTIONS))
+    } else {
+        Arc::clone(&gateway.slots)
+    };
+    let accept = async {
         loop {
             match listener.accept().await {
                 Ok((stream, address)) => {
                     let client = greet(&stream, address);
                     // Nothing more is accepted while all slots are taken.
-                    let slot = Arc::clone(&self.slots).acquire_owned().await;
+                    let slot = Arc::clone(&slots).acquire_owned().await;
                     let slot = slot.expect("this semaphore is never closed");
-                    let connection = Connection::new(&self.gateway, client, slot, self.is_metrics_only);
+                    let connection = Connection::new(&gateway, client, slot, is_metrics_only);
                     tokio::spawn(serve_connection(connection, stream));
                 }
                 // A client that has gone already costs nothing; when descriptors or memory have run out, trying again at
                 // once would spin.
                 Err(why) => match why.kind() {
                     io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset => {}
-                    _ => tokio::time::sleep(DESCRIPTOR_PAUSE).await,
+                    _ => sleep(DESCRIPTOR_PAUSE).await,
                 },
             }
         }
-    }
+    };
+    // Long enough for the event loop to look at the socket once more.
+    let drained = async { drained.cancelled().then(|()| sleep(Duration::from_millis(1))).await };
+    tokio::select! { biased; () = accept => {}, () = drained => {} }
+    drop(listener);
+    sleep(LAST_REQUESTS).await;
+    gateway.each_connection(|connection| connection.dismiss(1));
 }

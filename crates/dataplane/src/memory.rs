@@ -47,7 +47,8 @@ impl Memory {
             return Bytes::from(answer);
         }
         self.used.fetch_add(answer.len(), Relaxed);
-        Bytes::from_owner(Counted { _held: Held { memory: self.clone(), bytes: answer.len() }, answer })
+        let held = Held { memory: self.clone(), bytes: answer.len() };
+        Bytes::from_owner(Counted(answer, held))
     }
 }
 
@@ -83,14 +84,11 @@ impl Drop for Held {
     }
 }
 
-struct Counted {
-    answer: Vec<u8>,
-    _held: Held,
-}
+struct Counted(Vec<u8>, #[expect(dead_code, reason = "it is held")] Held);
 
 impl AsRef<[u8]> for Counted {
     fn as_ref(&self) -> &[u8] {
-        &self.answer
+        &self.0
     }
 }
 
