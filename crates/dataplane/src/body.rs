@@ -9,9 +9,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::dataplane::Dataplane;
 use crate::error::{Error, Result};
-use crate::faces::coding::Coding;
 use crate::memory::Held;
-use crate::pool::LARGE;
 
 /// A body that makes progress earns this much more time per byte: 64 KiB a second.
 const EARNED_PER_BYTE: Duration = Duration::from_nanos(1_000_000_000 / (64 << 10));
@@ -20,77 +18,31 @@ const EARNED_PER_BYTE: Duration = Duration::from_nanos(1_000_000_000 / (64 << 10
 const DISCARD: Duration = Duration::from_secs(2);
 const DISCARD_BYTES: usize = 256 << 20;
 
-/// What has come in; its bytes count as held until it is dropped.
-pub struct Received {
-    /// The bytes, in one piece.
-    pub data: Bytes,
-    /// What they are compressed with.
-    pub coding: Option<Coding>,
-    /// The part of the budget that they take.
-    pub held: Held,
-}
-
-impl Received {
-    /// Whether understanding it would hold up a runtime thread; what a compressed one expands to is not known before.
-    pub fn is_large(&self) -> bool {
-        self.coding.is_some() || self.data.len() > LARGE
-    }
-
-    /// The bytes as they were before they were compressed, at most `limit`.
-    pub fn plain(self, limit: usize) -> Result<Self> {
-        match self.coding {
-            None => Ok(self),
-            Some(coding) => coding.unpack(&self, limit),
-        }
-    }
-
-    /// Takes the first bytes out; what is left counts from the next time that it grows.
-    pub fn split_to(&mut self, len: usize) -> Self {
-        let rest = self.held.another();
-        let held = std::mem::replace(&mut self.held, rest);
-        Self { data: self.data.split_to(len), coding: None, held }
-    }
-
-    /// Adds a chunk where `room` more bytes will follow. Growing is amortised: our own bytes come back with their spare
-    /// room.
-    fn append(&mut self, chunk: Bytes, room: usize) -> Result<()> {
-        self.held.grow(self.data.len() + chunk.len())?;
-        if self.data.is_empty() {
-            self.data = chunk;
-            return Ok(());
-        }
-        let mut whole = BytesMut::from(std::mem::take(&mut self.data));
-        whole.reserve(chunk.len() + room);
-        whole.extend_from_slice(&chunk);
-        self.data = whole.freeze();
-        Ok(())
-    }
-}
-
 /// Puts the parts of a body together, within limits.
 pub struct Reader {
-    /// What has come and was not taken out.
-    pub received: Received,
+    /// What has come in and was not taken out, in one piece.
+    pub data: Bytes,
+    /// What that takes of the budget.
+    pub held: Held,
     patience: Duration,
     limit: usize,
 }
 
 impl Reader {
     /// Nothing has been read yet.
-    pub fn new(dataplane: &Dataplane) -> Self {
-        let received = Received { data: Bytes::new(), coding: None, held: dataplane.memory.hold() };
-        let patience = Duration::from_millis(dataplane.config.body_timeout_ms);
-        Self { received, patience, limit: dataplane.config.max_body_bytes }
+    pub fn new(Dataplane { config, memory, .. }: &Dataplane) -> Self {
+        let patience = Duration::from_millis(config.body_timeout_ms);
+        Self { data: Bytes::new(), held: memory.hold(), patience, limit: config.max_body_bytes }
     }
 
     /// Reads to the end; refuses what is too large, too slow, or finds no memory left.
-    pub async fn all(mut self, body: &mut Incoming) -> Result<Received> {
+    pub async fn all(mut self, body: &mut Incoming) -> Result<Bytes> {
         check_size(expected(body), self.limit)?;
         let began = Instant::now();
         while !body.is_end_stream() && self.more(body, Some(began)).await? {
-            check_size(self.received.data.len(), self.limit)?;
+            check_size(self.data.len(), self.limit)?;
         }
-        Ok(self.received)
+        Ok(self.held.with(self.data))
     }
 
     /// Waits for more bytes; false = that was the end. Time runs since `began`, if at all.
@@ -98,7 +50,7 @@ impl Reader {
         let frame = match began {
             None => body.frame().await,
             Some(began) => {
-                let deadline = began + self.patience + EARNED_PER_BYTE * self.received.data.len() as u32;
+                let deadline = began + self.patience + EARNED_PER_BYTE * self.data.len() as u32;
                 // The timer is registered only if the bytes are not here yet.
                 tokio::select! {
                     biased;
@@ -109,7 +61,17 @@ impl Reader {
         };
         let Some(frame) = frame else { return Ok(false) };
         let frame = frame.map_err(|error| Error::invalid(format!("the body broke off: {error}")))?;
-        self.received.append(frame.into_data().unwrap_or_default(), expected(body))?;
+        let chunk = frame.into_data().unwrap_or_default();
+        self.held.grow(self.data.len() + chunk.len())?;
+        if self.data.is_empty() {
+            self.data = chunk;
+            return Ok(true);
+        }
+        // Growing is amortised: our own bytes come back with their spare room.
+        let mut whole = BytesMut::from(std::mem::take(&mut self.data));
+        whole.reserve(chunk.len() + expected(body));
+        whole.extend_from_slice(&chunk);
+        self.data = whole.freeze();
         Ok(true)
     }
 

@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::io::InspectReader;
 
+use crate::config::Config;
 use crate::error::{Error, PANICKED};
 use crate::gateway::Gateway;
 use crate::reply::{self, Outgoing, Reply};
@@ -34,13 +35,23 @@ const CONNECTION_WINDOW: u32 = 8 << 20;
 const MAX_FRAME: u32 = 128 << 10;
 const PING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The part of a connection that its gateway sees. Only its own thread does more than look, save for a sweep.
+/// The part of a connection that its gateway sees.
 pub struct Connection {
-    gateway: Arc<Gateway>,
+    /// What it shares with the others.
+    pub gateway: Arc<Gateway>,
     /// Who is at the other end.
-    client: String,
+    pub client: String,
     /// It came through the metrics port, which shows metrics and nothing else.
-    is_metrics_only: bool,
+    pub is_metrics_only: bool,
+    /// Its place among those that may be open.
+    pub slot: OwnedSemaphorePermit,
+    /// What it does.
+    pub state: State,
+}
+
+/// What a connection does. Its own thread writes that; a sweep, perhaps on another one, `idle_ms` and `dismissed`.
+#[derive(Default)]
+pub struct State {
     in_flight: AtomicU32,
     /// Whether it speaks HTTP/1; its first request tells.
     is_http1: AtomicBool,
@@ -51,33 +62,9 @@ pub struct Connection {
     /// 1 = it is asked to end when it has answered what it has, 2 = it is ended.
     dismissed: AtomicU8,
     waker: OnceLock<Waker>,
-    _slot: OwnedSemaphorePermit,
 }
 
-impl Connection {
-    /// A connection that has sent nothing yet; it holds its slot until it ends.
-    pub fn new(
-        gateway: &Arc<Gateway>,
-        client: String,
-        slot: OwnedSemaphorePermit,
-        is_metrics_only: bool,
-    ) -> Arc<Self> {
-        let connection = Arc::new(Self {
-            gateway: Arc::clone(gateway),
-            client,
-            is_metrics_only,
-            in_flight: AtomicU32::default(),
-            is_http1: AtomicBool::default(),
-            is_resting: AtomicBool::default(),
-            idle_ms: AtomicU64::default(),
-            dismissed: AtomicU8::default(),
-            waker: OnceLock::default(),
-            _slot: slot,
-        });
-        gateway.register(&connection);
-        connection
-    }
-
+impl State {
     fn wait(&self, is_resting: bool) {
         self.is_resting.store(is_resting, Relaxed);
         self.idle_ms.store(0, Relaxed);
@@ -101,11 +88,10 @@ impl Connection {
 
     /// Ends the connection if it has had no request in flight for too long: asks at the first sweep that finds it so,
     /// insists at the second. A header that is never finished and an answer that is never read look the same from here.
-    pub fn sweep(&self, passed: Duration) {
+    pub fn sweep(&self, passed: Duration, config: &Config) {
         if self.in_flight.load(Relaxed) > 0 {
             return;
         }
-        let config = &self.gateway.dataplane.config;
         let is_resting = self.is_resting.load(Relaxed);
         let limit_ms = if is_resting { config.keep_alive_timeout_ms } else { config.header_timeout_ms };
         let passed_ms = passed.as_millis() as u64;
@@ -113,12 +99,14 @@ impl Connection {
             self.dismiss(self.dismissed.load(Relaxed) + 1);
         }
     }
+}
 
+impl Connection {
     /// Answers one request; a panic costs this request only.
     async fn answer(self: Arc<Self>, request: Box<(Parts, Incoming)>) -> Result<Reply, Infallible> {
         let (busy, gateway, parts) = (Busy::new(&self), &*self.gateway, &request.0);
         let (is_grpc, is_http1) = (is_grpc(parts), parts.version < Version::HTTP_2);
-        self.is_http1.store(is_http1, Relaxed);
+        self.state.is_http1.store(is_http1, Relaxed);
         let log = gateway.access.as_ref().map(|access| Box::new(access.begin(&self.client, &request)));
         if self.is_metrics_only && parts.uri.path() != "/metrics" {
             return Ok(reply::refusal(&reply::no_path(parts.uri.path())));
@@ -152,15 +140,17 @@ pub struct Busy(Arc<Connection>);
 
 impl Busy {
     fn new(connection: &Arc<Connection>) -> Self {
-        connection.in_flight.store(connection.in_flight.load(Relaxed) + 1, Relaxed);
+        let in_flight = &connection.state.in_flight;
+        in_flight.store(in_flight.load(Relaxed) + 1, Relaxed);
         Self(Arc::clone(connection))
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.in_flight.store(self.0.in_flight.load(Relaxed) - 1, Relaxed);
-        self.0.wait(true);
+        let state = &self.0.state;
+        state.in_flight.store(state.in_flight.load(Relaxed) - 1, Relaxed);
+        state.wait(true);
     }
 }
 
@@ -183,7 +173,7 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let (shared, listening) = (Arc::clone(&connection), Arc::clone(&connection));
-    let stream = InspectReader::new(stream, move |_: &[u8]| listening.hear());
+    let stream = InspectReader::new(stream, move |_: &[u8]| listening.state.hear());
     // Boxed, because futures keep what they are given twice: as an argument, and again where they pass it on.
     let service = service_fn(move |request: Request<Incoming>| {
         Arc::clone(&shared).answer(Box::new(request.into_parts()))
@@ -203,8 +193,8 @@ where
     let mut is_told = false;
     poll_fn(|context| {
         // A task's waker stays the same as long as nothing in it makes its own.
-        connection.waker.get_or_init(|| context.waker().clone());
-        match connection.dismissed.load(Relaxed) {
+        connection.state.waker.get_or_init(|| context.waker().clone());
+        match connection.state.dismissed.load(Relaxed) {
             0 => {}
             1 if is_told => {}
             1 => {

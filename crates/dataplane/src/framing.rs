@@ -1,22 +1,19 @@
-//! gRPC on HTTP/2: the five-byte prefix of messages, the time of a call, and how it ends.
+//! gRPC on HTTP/2: the five-byte prefix of messages, and how a call ends.
 
-use std::time::Duration;
-
-use bytes::Buf;
-use http::{HeaderMap, HeaderValue, Response};
+use bytes::{Buf, Bytes};
+use http::{HeaderValue, Response};
 use tonic::Status;
 
-use crate::body::Received;
 use crate::error::{Error, Result};
-use crate::faces::coding::{ACCEPTED, Coding};
+use crate::faces::coding::{ACCEPTED, Coding, Message};
 use crate::reply::{Outgoing, Reply};
 
 /// Bytes before each message: one flag (compressed or not) and the length, big-endian.
 pub const PREFIX: usize = 5;
 
 /// Takes the first message, of at most `limit` bytes, out of what has been received; `None` = it is not complete.
-pub fn take(received: &mut Received, coding: Option<Coding>, limit: usize) -> Result<Option<Received>> {
-    let Some(([flag, len @ ..], rest)) = received.data.split_first_chunk::<PREFIX>() else {
+pub fn take(data: &mut Bytes, coding: Option<Coding>, limit: usize) -> Result<Option<Message>> {
+    let Some(([flag, len @ ..], rest)) = data.split_first_chunk::<PREFIX>() else {
         return Ok(None);
     };
     let len = u32::from_be_bytes(*len) as usize;
@@ -41,8 +38,8 @@ pub fn take(received: &mut Received, coding: Option<Coding>, limit: usize) -> Re
     if rest.len() < len {
         return Ok(None);
     }
-    received.data.advance(PREFIX);
-    Ok(Some(Received { coding, ..received.split_to(len) }))
+    data.advance(PREFIX);
+    Ok(Some(Message { data: data.split_to(len), coding }))
 }
 
 /// The end of a call whose last message is not complete.
@@ -84,25 +81,4 @@ pub fn answer(body: Outgoing, coding: Option<Coding>) -> Reply {
         headers.insert("grpc-encoding", coding.header());
     }
     response
-}
-
-/// The time that a client gives a call: at most eight digits and a unit.
-pub fn timeout(headers: &HeaderMap) -> Result<Option<Duration>> {
-    const UNITS: [(char, u64); 6] = [
-        ('H', 3_600_000_000_000),
-        ('M', 60_000_000_000),
-        ('S', 1_000_000_000),
-        ('m', 1_000_000),
-        ('u', 1_000),
-        ('n', 1),
-    ];
-    let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
-    let time = value.to_str().ok().and_then(|text| {
-        let (digits, nanos) =
-            UNITS.iter().find_map(|(unit, nanos)| Some((text.strip_suffix(*unit)?, nanos)))?;
-        let count = digits.parse::<u64>().ok().filter(|_| digits.len() <= 8)?;
-        Some(Duration::from_nanos(count.saturating_mul(*nanos)))
-    });
-    let hint = || format!("grpc-timeout {value:?} is not a time, hint: for example 500m or 2S");
-    time.map(Some).ok_or_else(|| Error::invalid(hint()))
 }

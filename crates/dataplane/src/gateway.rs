@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, interval};
 
-use crate::connection::Connection;
+use crate::connection::{Connection, State};
 use crate::dataplane::Dataplane;
 use crate::error::Result;
 use crate::faces::access::AccessLog;
@@ -58,13 +58,14 @@ impl Gateway {
         loop {
             let passed = turns.tick().await - last;
             last += passed;
-            self.each_connection(|connection| connection.sweep(passed));
+            self.each_connection(|connection| connection.sweep(passed, config));
         }
     }
 
     /// Does something to every connection.
-    pub fn each_connection(&self, act: impl Fn(&Connection)) {
-        let is_open = |connection: &Weak<Connection>| connection.upgrade().map(|open| act(&open)).is_some();
+    pub fn each_connection(&self, act: impl Fn(&State)) {
+        let is_open =
+            |connection: &Weak<Connection>| connection.upgrade().map(|open| act(&open.state)).is_some();
         self.connections.lock().retain(is_open);
     }
 }

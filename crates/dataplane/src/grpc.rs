@@ -11,15 +11,14 @@ use bytes::Bytes;
 use http::Uri;
 use http::request::Parts;
 use hyper::body::Incoming;
-use prost::Message;
 use tokio::time::timeout;
 
 use crate::answer::Answer;
-use crate::body::{Reader, Received};
+use crate::body::Reader;
 use crate::dataplane::Dataplane;
 use crate::error::{Error, Result};
-use crate::faces::coding::Coding;
-use crate::faces::{self, services, stream};
+use crate::faces::coding::{Coding, Message};
+use crate::faces::{self, deadline, services, stream};
 use crate::framing;
 use crate::inference;
 use crate::pool::LARGE;
@@ -38,14 +37,14 @@ pub async fn call(dataplane: &Arc<Dataplane>, mut request: Box<(Parts, Incoming)
     let Some(method) = method(&parts.uri) else {
         return Box::pin(services::call(dataplane, *request)).await;
     };
-    let answered = match framing::timeout(&parts.headers) {
+    let answered = match deadline::of_call(&parts.headers) {
         Err(error) => Err(error),
         Ok(time) if method == "ModelStreamInfer" => stream::call(dataplane, *request, time),
         Ok(None) => unary(dataplane, method, parts, body).await,
         // Boxed, as every rare way: the future of an inference is moved about, and shall be small.
         Ok(Some(time)) => Box::pin(timeout(time, unary(dataplane, method, parts, body)))
             .await
-            .unwrap_or_else(|_| Err(late())),
+            .unwrap_or_else(|_| Err(deadline::passed())),
     };
     answered.unwrap_or_else(framing::refusal)
 }
@@ -55,12 +54,6 @@ fn method(uri: &Uri) -> Option<&str> {
     uri.path().strip_prefix('/')?.strip_prefix(SERVICE)?.strip_prefix('/')
 }
 
-/// The end of a call whose time has passed.
-#[cold]
-pub fn late() -> Error {
-    Error::timeout("the call's grpc-timeout has passed")
-}
-
 async fn unary(
     dataplane: &Arc<Dataplane>,
     method: &str,
@@ -68,10 +61,10 @@ async fn unary(
     body: &mut Incoming,
 ) -> Result<Reply> {
     let (coding, back) = Coding::of_call(&parts.headers)?;
-    let limit = dataplane.config.max_body_bytes;
-    let mut received = Reader::new(dataplane).all(body).await?;
-    let message = framing::take(&mut received, coding, limit)?.ok_or_else(framing::cut_off)?;
-    if !received.data.is_empty() {
+    let mut data = Reader::new(dataplane).all(body).await?;
+    let message = framing::take(&mut data, coding, dataplane.config.max_body_bytes)?;
+    let message = message.ok_or_else(framing::cut_off)?;
+    if !data.is_empty() {
         return Err(Error::unsupported("a unary call takes one message, this one has more"));
     }
     let answer = if method == "ModelInfer" {
@@ -82,28 +75,24 @@ async fn unary(
         };
         infer(dataplane, message, encode).await?
     } else {
-        Box::pin(async move {
-            let message = dataplane.pool.run(move || message.plain(limit)).await?;
-            framing::finish(core(dataplane, method, message.data).await?, back)
-        })
-        .await?
+        framing::finish(Box::pin(core(dataplane, method, message)).await?, back)?
     };
-    Ok(framing::answer(Outgoing::Grpc(dataplane.memory.count(answer)), back))
+    Ok(framing::answer(Outgoing::Grpc(Some(dataplane.memory.count(answer))), back))
 }
 
 /// One inference: decodes the message, then goes the way of all faces. Not `async`, so that nothing is kept twice.
 pub fn infer(
     dataplane: &Arc<Dataplane>,
-    message: Received,
+    message: Message,
     encode: impl FnOnce(&Answer) -> Result<Vec<u8>> + Send + 'static,
 ) -> impl Future<Output = Result<Vec<u8>>> {
     let (is_large, shared) = (message.is_large(), Arc::clone(dataplane));
     let submit = move || {
-        let mut message = message.plain(shared.config.max_body_bytes)?;
+        let (message, mut held) = (message.plain(&shared)?, shared.memory.hold());
         if is_large {
-            message.held.grow(message.data.len() + protobuf::decoded_bytes(&message.data, 0))?;
+            held.grow(protobuf::decoded_bytes(&message, 0))?;
         }
-        let request: ModelInferRequest = decode(message.data)?;
+        let request: ModelInferRequest = decode(message)?;
         let model = shared.model(&request.model_name, &request.model_version)?;
         inference::submit(&model, protobuf::parse(&request))
     };
@@ -111,7 +100,9 @@ pub fn infer(
 }
 
 /// The protocol's own methods, save inference; an answer has room for its prefix.
-async fn core(dataplane: &Arc<Dataplane>, method: &str, message: Bytes) -> Result<Vec<u8>> {
+async fn core(dataplane: &Arc<Dataplane>, method: &str, message: Message) -> Result<Vec<u8>> {
+    let shared = Arc::clone(dataplane);
+    let message = dataplane.pool.run(message.is_large(), move || message.plain(&shared)).await?;
     Ok(match method {
         "ServerLive" => reply(&proto::ServerLiveResponse { live: true }),
         "ServerReady" => reply(&proto::ServerReadyResponse { ready: dataplane.is_ready() }),
@@ -161,12 +152,12 @@ pub fn model_metadata(
 }
 
 /// Decodes a request message.
-pub fn decode<M: Message + Default>(message: Bytes) -> Result<M> {
+pub fn decode<M: prost::Message + Default>(message: Bytes) -> Result<M> {
     M::decode(message).map_err(|error| Error::invalid(format!("the request is not a valid message: {error}")))
 }
 
 /// Encodes an answer message behind the room for its prefix.
-pub fn reply(message: &impl Message) -> Vec<u8> {
+pub fn reply(message: &impl prost::Message) -> Vec<u8> {
     let mut buffer = framing::begin(message.encoded_len());
     message.encode(&mut buffer).expect("a vector has room for everything");
     buffer

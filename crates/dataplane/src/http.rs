@@ -1,6 +1,7 @@
 //! HTTP paths: health, metadata, inference; all else belongs to the faces.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, EXPECT};
 use http::request::Parts;
@@ -8,6 +9,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use hyper::body::{Body, Incoming};
 use percent_encoding::percent_decode_str;
 use serde_json::json;
+use smallvec::SmallVec;
 
 use crate::answer::Answer;
 use crate::body::{self, Reader};
@@ -15,7 +17,7 @@ use crate::dataplane::Dataplane;
 use crate::encode::encode;
 use crate::error::{Code, Error, Result};
 use crate::faces::binary::{self, HEAD_LENGTH, OCTETS};
-use crate::faces::coding::{Coding, MIN_COMPRESSED};
+use crate::faces::coding::{Coding, MIN_COMPRESSED, Message};
 use crate::faces::{self, metrics};
 use crate::gateway::Gateway;
 use crate::grpc::{model_metadata, server_metadata};
@@ -46,7 +48,7 @@ pub async fn call(gateway: &Gateway, mut request: Box<(Parts, Incoming)>) -> Rep
 }
 
 async fn route(gateway: &Gateway, parts: &Parts, body: &mut Incoming) -> Result<Reply> {
-    let (dataplane, path) = (&*gateway.dataplane, parts.uri.path());
+    let (dataplane, path) = (&gateway.dataplane, parts.uri.path());
     if let Some(target) = Target::parse(path)? {
         let allowed = if target.verb == "infer" { "POST" } else { READ };
         if let Some(refusal) = reply::forbidden(&parts.method, allowed) {
@@ -64,7 +66,7 @@ async fn route(gateway: &Gateway, parts: &Parts, body: &mut Incoming) -> Result<
         "/v2" | "/v2/" => as_json(&server_metadata(dataplane)),
         "/metrics" => Ok(metrics::reply(gateway)),
         "/" => Ok(reply::json(StatusCode::OK, &json!({ "status": "alive" }))),
-        _ => return Box::pin(faces::http(&gateway.dataplane, &parts.method, path, body)).await,
+        _ => return Box::pin(faces::http(dataplane, &parts.method, path, body)).await,
     };
     reply::forbidden(&parts.method, READ).map_or(found, Ok)
 }
@@ -72,7 +74,8 @@ async fn route(gateway: &Gateway, parts: &Parts, body: &mut Incoming) -> Result<
 /// A message of the protocol as JSON.
 fn as_json(message: &impl serde::Serialize) -> Result<Reply> {
     let text = serde_json::to_string(message);
-    text.map(reply::text).map_err(|error| Error::internal(format!("cannot write the answer: {error}")))
+    text.map(|text| reply::json(StatusCode::OK, &text))
+        .map_err(|error| Error::internal(format!("cannot write the answer: {error}")))
 }
 
 /// What a path below `/v2/models/` asks of a model: `infer`, `ready`, or its metadata.
@@ -86,18 +89,22 @@ impl<'a> Target<'a> {
     /// `None` for what belongs to the faces, such as `stats` and `{name}/config`.
     fn parse(path: &'a str) -> Result<Option<Self>> {
         let Some(rest) = path.strip_prefix("/v2/models/") else { return Ok(None) };
-        let (name, tail) = rest.split_once('/').unwrap_or((rest, ""));
-        let (version, verb) = match tail.strip_prefix("versions/") {
-            Some(tail) => tail.split_once('/').unwrap_or((tail, "")),
-            None => ("0", tail),
+        let segments: SmallVec<[&str; 5]> = rest.split('/').collect();
+        let (name, version, verb) = match segments[..] {
+            ["stats"] => return Ok(None),
+            [name] => (name, "", ""),
+            [name, verb] => (name, "", verb),
+            [name, "versions", version] if is_number(version) => (name, version, ""),
+            [name, "versions", version, verb] if is_number(version) => (name, version, verb),
+            _ => return Ok(None),
         };
-        let is_version = !version.is_empty() && version.bytes().all(|byte| byte.is_ascii_digit());
-        if !is_version || rest == "stats" || !matches!(verb, "infer" | "ready" | "") {
-            return Ok(None);
-        }
-        let version = if tail.starts_with("versions/") { version } else { "" };
-        Ok(Some(Self { name: model_name(name)?, version, verb }))
+        let is_ours = matches!(verb, "" | "infer" | "ready");
+        is_ours.then(|| Ok(Self { name: model_name(name)?, version, verb })).transpose()
     }
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Decodes a model's name; it must stay one segment of a path.
@@ -131,7 +138,7 @@ fn model_ready(dataplane: &Dataplane, target: &Target<'_>) -> Result<Reply> {
 
 /// One inference. When the client goes away this future is dropped, and the request cancelled.
 async fn infer(
-    dataplane: &Dataplane,
+    dataplane: &Arc<Dataplane>,
     target: &Target<'_>,
     headers: &HeaderMap,
     body: &mut Incoming,
@@ -139,15 +146,15 @@ async fn infer(
     let model = dataplane.model(&target.name, target.version)?;
     let coding = Coding::of_request(headers)?;
     let received = Reader::new(dataplane).all(body).await;
-    let mut received = received.inspect_err(|error| inference::refused(&model, error))?;
-    received.coding = coding;
+    let data = received.inspect_err(|error| inference::refused(&model, error))?;
     // Another version may have become the default meanwhile.
     let model = dataplane.model(&target.name, target.version)?;
-    let (head, limit) = (headers.get(HEAD_LENGTH).cloned(), dataplane.config.max_body_bytes);
-    let (is_large, wanted) = (received.is_large(), Coding::wanted(headers));
+    let (message, shared) = (Message { data, coding }, Arc::clone(dataplane));
+    let (head, wanted) = (headers.get(HEAD_LENGTH).cloned(), Coding::wanted(headers));
+    let is_large = message.is_large();
     let submit = move || {
-        let plain = received.plain(limit)?;
-        inference::submit(&model, binary::parse(&plain.data, head.as_ref(), &model.spec))
+        let plain = message.plain(&shared)?;
+        inference::submit(&model, binary::parse(&plain, head.as_ref(), &model.spec))
     };
     let packs = move |answer: &Answer| wanted.is_some() && encoded_len(answer) >= MIN_COMPRESSED;
     let encode = move |answer: &Answer| {

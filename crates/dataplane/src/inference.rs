@@ -17,15 +17,13 @@ pub async fn infer<T: Send + 'static>(
     is_large_answer: impl FnOnce(&Answer) -> bool,
     encode: impl FnOnce(&Answer) -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    // Boxed, as every rare way: the future of a small request is moved about, and shall be small.
-    let ticket = if is_large { Box::pin(pool.run(submit)).await? } else { submit()? };
-    let answer = ticket.await?;
+    let answer = pool.run(is_large, submit).await?.await?;
     let encode = |answer: Answer| {
         let encoded = encode(&answer).map_err(|error| tag(&answer.wanted.id, error))?;
         answer.encoded();
         Ok(encoded)
     };
-    if is_large_answer(&answer) { Box::pin(pool.run(move || encode(answer))).await } else { encode(answer) }
+    pool.run(is_large_answer(&answer), move || encode(answer)).await
 }
 
 /// Puts a request into its model's queue; one that could not be understood is counted.

@@ -21,7 +21,7 @@ use tokio_util::net::Listener;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::connection::{Connection, serve as serve_connection};
+use crate::connection::{Connection, State, serve as serve_connection};
 use crate::dataplane::Dataplane;
 use crate::error::{Error, Result};
 use crate::faces::unix;
@@ -236,7 +236,9 @@ async fn accept_task<L>(
                     // Nothing more is accepted while all slots are taken.
                     let slot = Arc::clone(&slots).acquire_owned().await;
                     let slot = slot.expect("this semaphore is never closed");
-                    let connection = Connection::new(&gateway, client, slot, is_metrics_only);
+                    let (gateway, state) = (Arc::clone(&gateway), State::default());
+                    let connection = Arc::new(Connection { gateway, client, is_metrics_only, slot, state });
+                    connection.gateway.register(&connection);
                     tokio::spawn(serve_connection(connection, stream));
                 }
                 // A client that has gone already costs nothing; when descriptors or memory have run out, trying again at

@@ -43,12 +43,12 @@ impl Memory {
     /// An answer as reference-counted bytes, counted until the last of them has been written. Answers are never
     /// refused here: their work is done, and the next request finds the budget used up.
     pub fn count(&self, answer: Vec<u8>) -> Bytes {
-        if answer.len() <= UNCOUNTED {
-            return Bytes::from(answer);
+        let mut held = self.hold();
+        if answer.len() > UNCOUNTED {
+            held.bytes = answer.len();
+            self.used.fetch_add(held.bytes, Relaxed);
         }
-        self.used.fetch_add(answer.len(), Relaxed);
-        let held = Held { memory: self.clone(), bytes: answer.len() };
-        Bytes::from_owner(Counted(answer, held))
+        held.with(answer.into())
     }
 }
 
@@ -70,9 +70,13 @@ impl Held {
         Ok(())
     }
 
-    /// A part of the same budget that is empty so far.
-    pub fn another(&self) -> Self {
-        self.memory.hold()
+    /// Ties what was taken to the bytes that take it; from now on this is a part of the budget for others.
+    pub fn with(&mut self, data: Bytes) -> Bytes {
+        if self.bytes == 0 {
+            return data;
+        }
+        let rest = self.memory.hold();
+        Bytes::from_owner(Counted(data, std::mem::replace(self, rest)))
     }
 }
 
@@ -84,7 +88,7 @@ impl Drop for Held {
     }
 }
 
-struct Counted(Vec<u8>, #[expect(dead_code, reason = "it is held")] Held);
+struct Counted(Bytes, #[expect(dead_code, reason = "it is held")] Held);
 
 impl AsRef<[u8]> for Counted {
     fn as_ref(&self) -> &[u8] {

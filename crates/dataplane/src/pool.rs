@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use futures_util::future::{Either, ready};
 use rustix::process::setpriority_process;
 use rustix::thread::gettid;
 use tokio::runtime::{Builder, Runtime};
@@ -41,8 +42,18 @@ impl Pool {
         Ok(Self { runtime: Some(runtime), places: Arc::new(Semaphore::new(MAX_WAITING)) })
     }
 
-    /// Runs `work` on a pool thread. When the returned future is dropped before the work began, it never runs.
-    pub async fn run<T: Send + 'static>(
+    /// Runs `work` here and now, or on a pool thread if what it works on `is_large`. That is rare and therefore boxed: the
+    /// future of a small request is moved about, and shall be small.
+    pub fn run<T: Send + 'static>(
+        &self,
+        is_large: bool,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> impl Future<Output = Result<T>> {
+        if is_large { Either::Left(Box::pin(self.offload(work))) } else { Either::Right(ready(work())) }
+    }
+
+    /// When the returned future is dropped before the work began, it never runs.
+    async fn offload<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
@@ -65,7 +76,9 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         // Waiting for its threads is not allowed on a runtime's thread, where the pool may be dropped.
-        self.runtime.take().map(Runtime::shutdown_background);
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -79,9 +92,9 @@ mod tests {
     #[tokio::test]
     async fn work_that_panics_is_an_internal_error_and_the_thread_lives_on() {
         let pool = Pool::new(1).expect("a thread");
-        let error = pool.run(|| -> Result<()> { panic!("a bug") }).await.expect_err("it panicked");
+        let error = pool.offload(|| -> Result<()> { panic!("a bug") }).await.expect_err("it panicked");
         assert_eq!(error, Error::internal(PANICKED));
-        assert_eq!(pool.run(|| Ok(7)).await, Ok(7));
+        assert_eq!(pool.offload(|| Ok(7)).await, Ok(7));
     }
 
     #[tokio::test]
@@ -90,9 +103,9 @@ mod tests {
         let (release, gate) = channel::<()>();
         let (told, ran) = channel();
         let mut context = Context::from_waker(Waker::noop());
-        let mut blocker = Box::pin(pool.run(move || gate.recv().map_err(|_| Error::internal("gone"))));
+        let mut blocker = Box::pin(pool.offload(move || gate.recv().map_err(|_| Error::internal("gone"))));
         assert!(blocker.as_mut().poll(&mut context).is_pending());
-        let mut dropped = Box::pin(pool.run(move || {
+        let mut dropped = Box::pin(pool.offload(move || {
             told.send(()).expect("the receiver lives");
             Ok(())
         }));
@@ -100,7 +113,7 @@ mod tests {
         drop(dropped);
         release.send(()).expect("the blocker waits");
         assert_eq!(blocker.await, Ok(()));
-        assert_eq!(pool.run(|| Ok(7)).await, Ok(7));
+        assert_eq!(pool.offload(|| Ok(7)).await, Ok(7));
         assert!(ran.try_recv().is_err());
     }
 }

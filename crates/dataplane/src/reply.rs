@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use hyper::body::{Body, Frame, SizeHint};
-use serde_json::{Value, json};
+use serde_json::json;
 use tonic::Status;
 
 use crate::connection::Busy;
@@ -25,10 +25,8 @@ pub type Reply = Response<Outgoing>;
 pub enum Outgoing {
     /// A body over HTTP.
     Http(Bytes),
-    /// The one message of a gRPC call that succeeded, prefix included.
-    Grpc(Bytes),
-    /// The trailers of such a call.
-    Success,
+    /// The one message of a gRPC call that succeeded, prefix included; then, `None`, its trailers.
+    Grpc(Option<Bytes>),
     /// A stream keeps its connection busy; an answer that is complete does not, so that a client which never reads it is
     /// swept away in the end.
     Stream(tonic::body::Body, Option<Busy>),
@@ -50,8 +48,8 @@ impl Body for Outgoing {
         }
         let (frame, rest) = match std::mem::take(&mut *self) {
             Self::Http(body) if !body.is_empty() => (Frame::data(body), Self::Done),
-            Self::Grpc(message) => (Frame::data(message), Self::Success),
-            Self::Success => (trailers(&Status::ok("")), Self::Done),
+            Self::Grpc(Some(message)) => (Frame::data(message), Self::Grpc(None)),
+            Self::Grpc(None) => (trailers(&Status::ok("")), Self::Done),
             _ => return Poll::Ready(None),
         };
         *self = rest;
@@ -62,7 +60,7 @@ impl Body for Outgoing {
         match self {
             Self::Http(body) => body.is_empty(),
             Self::Stream(body, _) => body.is_end_stream(),
-            Self::Grpc(_) | Self::Success => false,
+            Self::Grpc(_) => false,
             Self::Done => true,
         }
     }
@@ -92,13 +90,8 @@ pub fn http(status: StatusCode, content_type: HeaderValue, body: Bytes) -> Reply
 }
 
 /// A JSON answer.
-pub fn json(status: StatusCode, value: &Value) -> Reply {
-    http(status, JSON, value.to_string().into())
-}
-
-/// A JSON answer to what succeeded; the text is complete.
-pub fn text(text: String) -> Reply {
-    http(StatusCode::OK, JSON, text.into())
+pub fn json(status: StatusCode, json: &impl ToString) -> Reply {
+    http(status, JSON, json.to_string().into())
 }
 
 fn with_header(mut reply: Reply, name: HeaderName, value: &'static str) -> Reply {

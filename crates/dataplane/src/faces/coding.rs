@@ -2,20 +2,47 @@
 
 use std::io::{Read, Write};
 
+use bytes::Bytes;
 use flate2::Compression;
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use flate2::write::{GzEncoder, ZlibEncoder};
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
 use http::{HeaderMap, HeaderValue};
 
-use crate::body::{Received, check_size};
+use crate::body::check_size;
+use crate::dataplane::Dataplane;
 use crate::error::{Error, Result};
+use crate::memory::Memory;
+use crate::pool::LARGE;
 
 /// Shorter answers are not worth compressing.
 pub const MIN_COMPRESSED: usize = 1024;
 
 /// The names that `grpc-accept-encoding` carries.
 pub const ACCEPTED: &str = "identity,gzip,deflate";
+
+/// What has come in, and what it is compressed with.
+pub struct Message {
+    /// The bytes.
+    pub data: Bytes,
+    /// `None` = they are plain.
+    pub coding: Option<Coding>,
+}
+
+impl Message {
+    /// Whether understanding it would hold up a runtime thread; what a compressed one expands to is not known before.
+    pub fn is_large(&self) -> bool {
+        self.coding.is_some() || self.data.len() > LARGE
+    }
+
+    /// The bytes as they were before they were compressed.
+    pub fn plain(self, Dataplane { config, memory, .. }: &Dataplane) -> Result<Bytes> {
+        match self.coding {
+            None => Ok(self.data),
+            Some(coding) => coding.unpack(&self.data, config.max_body_bytes, memory),
+        }
+    }
+}
 
 /// A content coding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,10 +103,10 @@ impl Coding {
     }
 
     /// Unpacks a body within the size limit and the memory budget.
-    pub fn unpack(self, packed: &Received, limit: usize) -> Result<Received> {
+    fn unpack(self, packed: &[u8], limit: usize, memory: &Memory) -> Result<Bytes> {
         match self {
-            Self::Gzip => unpack(MultiGzDecoder::new(&*packed.data), packed, limit),
-            Self::Deflate => unpack(ZlibDecoder::new(&*packed.data), packed, limit),
+            Self::Gzip => unpack(MultiGzDecoder::new(packed), limit, memory),
+            Self::Deflate => unpack(ZlibDecoder::new(packed), limit, memory),
         }
     }
 
@@ -120,14 +147,14 @@ fn quality(accepted: &str, coding: &str) -> u32 {
     any
 }
 
-fn unpack(mut source: impl Read, packed: &Received, limit: usize) -> Result<Received> {
-    let (mut held, mut plain, mut part) = (packed.held.another(), Vec::new(), vec![0; 64 << 10]);
+fn unpack(mut source: impl Read, limit: usize, memory: &Memory) -> Result<Bytes> {
+    let (mut held, mut plain, mut part) = (memory.hold(), Vec::new(), vec![0; 64 << 10]);
     loop {
         let len = source
             .read(&mut part)
             .map_err(|error| Error::invalid(format!("the compressed body cannot be unpacked: {error}")))?;
         if len == 0 {
-            return Ok(Received { data: plain.into(), coding: None, held });
+            return Ok(held.with(plain.into()));
         }
         check_size(plain.len() + len, limit)?;
         held.grow(plain.len() + len)?;
@@ -147,12 +174,11 @@ fn pack<W: Write>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::Memory;
 
-    fn packed(coding: Coding, plain: &[u8], memory: &Memory) -> Received {
+    fn packed(coding: Coding, plain: &[u8]) -> Vec<u8> {
         let mut packed = plain.to_vec();
         assert!(coding.pack(&mut packed, 0), "long enough");
-        Received { data: packed.into(), coding: Some(coding), held: memory.hold() }
+        packed
     }
 
     fn wanted(accept: &str) -> Option<Coding> {
@@ -184,17 +210,17 @@ mod tests {
         let memory = Memory::new(1 << 20);
         let plain: Vec<u8> = (0..50_000u32).map(|value| (value % 251) as u8).collect();
         for coding in [Coding::Gzip, Coding::Deflate] {
-            let packed = packed(coding, &plain, &memory);
-            let unpacked = coding.unpack(&packed, plain.len()).expect("within the limit");
-            assert_eq!(unpacked.data, plain);
+            let packed = packed(coding, &plain);
+            let unpacked = coding.unpack(&packed, plain.len(), &memory).expect("within the limit");
+            assert_eq!(unpacked, plain);
         }
     }
 
     #[test]
     fn a_bomb_is_refused_at_the_limit() {
         let memory = Memory::new(1 << 20);
-        let bomb = packed(Coding::Gzip, &vec![0; 1 << 20], &memory);
-        let refused = Coding::Gzip.unpack(&bomb, 100_000).err().expect("too large");
+        let bomb = packed(Coding::Gzip, &vec![0; 1 << 20]);
+        let refused = Coding::Gzip.unpack(&bomb, 100_000, &memory).expect_err("too large");
         assert_eq!(refused.code, crate::error::Code::TooLarge);
         assert_eq!(memory.used(), 0);
     }

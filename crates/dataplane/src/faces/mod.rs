@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::Method;
+use http::{Method, StatusCode};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
@@ -23,6 +23,7 @@ pub mod access;
 pub mod binary;
 pub mod coding;
 pub mod config;
+pub mod deadline;
 pub mod metrics;
 mod repository;
 pub mod services;
@@ -63,8 +64,8 @@ pub async fn http(
     if let Some(refusal) = reply::forbidden(method, allowed) {
         return Ok(refusal);
     }
-    let body = Reader::new(dataplane).all(body).await?.data;
-    Ok(reply::text(answer(dataplane, &segments, body, method == Method::POST).await?))
+    let body = Reader::new(dataplane).all(body).await?;
+    Ok(reply::json(StatusCode::OK, &answer(dataplane, &segments, body, method == Method::POST).await?))
 }
 
 /// JSON text, or none where the answer is only that it has been done.
@@ -131,7 +132,7 @@ fn allowed(segments: &[&str]) -> &'static str {
 
 /// A body as JSON, read in the pool if it is large; no body is an empty object.
 async fn read(dataplane: &Dataplane, body: Bytes) -> Result<Value> {
-    if body.len() > LARGE { dataplane.pool.run(move || parse(&body)).await } else { parse(&body) }
+    dataplane.pool.run(body.len() > LARGE, move || parse(&body)).await
 }
 
 fn parse(body: &[u8]) -> Result<Value> {

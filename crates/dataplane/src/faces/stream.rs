@@ -14,12 +14,13 @@ use hyper::body::{Frame, Incoming};
 use tokio::time::{Instant, sleep_until};
 use tonic::Status;
 
-use super::coding::Coding;
+use super::coding::{Coding, Message};
+use super::deadline;
 use crate::answer::Answer;
-use crate::body::{Reader, Received};
+use crate::body::Reader;
 use crate::dataplane::Dataplane;
 use crate::error::{Error, PANICKED, Result};
-use crate::grpc::{infer, late, reply};
+use crate::grpc::{infer, reply};
 use crate::proto;
 use crate::reply::{Outgoing, Reply, trailers};
 use crate::{framing, protobuf};
@@ -59,7 +60,7 @@ pub(crate) fn call(
 }
 
 /// The messages of a call, however long the client takes to begin one; a failure is the last.
-fn messages(body: Incoming, call: Arc<Call>) -> impl Stream<Item = Result<Received>> {
+fn messages(body: Incoming, call: Arc<Call>) -> impl Stream<Item = Result<Message>> {
     let reader = Reader::new(&call.dataplane);
     stream::unfold(Some((body, reader)), move |state| {
         let call = Arc::clone(&call);
@@ -73,14 +74,14 @@ fn messages(body: Incoming, call: Arc<Call>) -> impl Stream<Item = Result<Receiv
     })
 }
 
-async fn next(body: &mut Incoming, reader: &mut Reader, call: &Call) -> Result<Option<Received>> {
+async fn next(body: &mut Incoming, reader: &mut Reader, call: &Call) -> Result<Option<Message>> {
     let mut began = None;
     loop {
-        let message = framing::take(&mut reader.received, call.coding, call.dataplane.config.max_body_bytes)?;
-        if message.is_some() {
-            return Ok(message);
+        let message = framing::take(&mut reader.data, call.coding, call.dataplane.config.max_body_bytes)?;
+        if let Some(Message { data, coding }) = message {
+            return Ok(Some(Message { data: reader.held.with(data), coding }));
         }
-        let is_idle = reader.received.data.is_empty();
+        let is_idle = reader.data.is_empty();
         if !is_idle {
             began.get_or_insert_with(Instant::now);
         }
@@ -90,7 +91,7 @@ async fn next(body: &mut Incoming, reader: &mut Reader, call: &Call) -> Result<O
     }
 }
 
-async fn answer(call: Arc<Call>, message: Result<Received>) -> Result<Bytes> {
+async fn answer(call: Arc<Call>, message: Result<Message>) -> Result<Bytes> {
     // A message that could not be read ends the stream in any case.
     let (message, back) = (message?, call.back);
     let encode = move |answer: &Answer| {
@@ -122,7 +123,7 @@ fn frames(
             None => answers.next().await,
             Some(deadline) => tokio::select! {
                 answer = answers.next() => answer,
-                () = sleep_until(deadline) => Some(Err(late())),
+                () = sleep_until(deadline) => Some(Err(deadline::passed())),
             },
         };
         let (frame, rest) = match answer {
