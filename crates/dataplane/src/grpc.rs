@@ -26,6 +26,7 @@ use crate::proto::model_metadata_response::TensorMetadata;
 use crate::proto::{self, ModelInferRequest};
 use crate::protobuf;
 use crate::reply::{Outgoing, Reply};
+use crate::request::tag;
 use crate::tensor::TensorSpec;
 
 /// The service's full name.
@@ -94,7 +95,8 @@ pub fn infer(
         }
         let request: ModelInferRequest = decode(message)?;
         let model = shared.model(&request.model_name, &request.model_version)?;
-        inference::submit(&model, protobuf::parse(&request))
+        let parsed = protobuf::parse(&request).map_err(|error| tag(&request.id, error));
+        inference::submit(&model, parsed)
     };
     inference::infer(&dataplane.pool, (is_large, submit), |answer| answer.byte_len() > LARGE, encode)
 }

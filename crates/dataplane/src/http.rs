@@ -49,15 +49,15 @@ pub async fn call(gateway: &Gateway, mut request: Box<(Parts, Incoming)>) -> Rep
 
 async fn route(gateway: &Gateway, parts: &Parts, body: &mut Incoming) -> Result<Reply> {
     let (dataplane, path) = (&gateway.dataplane, parts.uri.path());
-    if let Some(target) = Target::parse(path)? {
-        let allowed = if target.verb == "infer" { "POST" } else { READ };
+    if let Some((name, version, verb)) = target(path)? {
+        let allowed = if verb == "infer" { "POST" } else { READ };
         if let Some(refusal) = reply::forbidden(&parts.method, allowed) {
             return Ok(refusal);
         }
-        return match target.verb {
-            "infer" => infer(dataplane, &target, &parts.headers, body).await,
-            "ready" => model_ready(dataplane, &target),
-            _ => as_json(&model_metadata(dataplane, &target.name, target.version)?),
+        return match verb {
+            "infer" => infer(dataplane, (&name, version), &parts.headers, body).await,
+            "ready" => model_ready(dataplane, &name, version),
+            _ => as_json(&model_metadata(dataplane, &name, version)?),
         };
     }
     let found = match path {
@@ -78,29 +78,22 @@ fn as_json(message: &impl serde::Serialize) -> Result<Reply> {
         .map_err(|error| Error::internal(format!("cannot write the answer: {error}")))
 }
 
-/// What a path below `/v2/models/` asks of a model: `infer`, `ready`, or its metadata.
-struct Target<'a> {
-    name: Cow<'a, str>,
-    version: &'a str,
-    verb: &'a str,
-}
-
-impl<'a> Target<'a> {
-    /// `None` for what belongs to the faces, such as `stats` and `{name}/config`.
-    fn parse(path: &'a str) -> Result<Option<Self>> {
-        let Some(rest) = path.strip_prefix("/v2/models/") else { return Ok(None) };
-        let segments: SmallVec<[&str; 5]> = rest.split('/').collect();
-        let (name, version, verb) = match segments[..] {
-            ["stats"] => return Ok(None),
-            [name] => (name, "", ""),
-            [name, verb] => (name, "", verb),
-            [name, "versions", version] if is_number(version) => (name, version, ""),
-            [name, "versions", version, verb] if is_number(version) => (name, version, verb),
-            _ => return Ok(None),
-        };
-        let is_ours = matches!(verb, "" | "infer" | "ready");
-        is_ours.then(|| Ok(Self { name: model_name(name)?, version, verb })).transpose()
-    }
+/// The name, the version and the verb (`infer`, `ready`, or none for metadata) in a path that asks something of a model;
+/// `None` for what belongs to the faces, such as `stats` and `{name}/config`.
+fn target(path: &str) -> Result<Option<(Cow<'_, str>, &str, &str)>> {
+    let Some(rest) = path.strip_prefix("/v2/models/") else { return Ok(None) };
+    let segments: SmallVec<[&str; 5]> = rest.split('/').collect();
+    let (name, version, verb) = match segments[..] {
+        ["stats"] => return Ok(None),
+        [name] => (name, "", ""),
+        [name, verb @ ("" | "infer" | "ready")] => (name, "", verb),
+        [name, "versions", version] if is_number(version) => (name, version, ""),
+        [name, "versions", version, verb @ ("" | "infer" | "ready")] if is_number(version) => {
+            (name, version, verb)
+        }
+        _ => return Ok(None),
+    };
+    Ok(Some((model_name(name)?, version, verb)))
 }
 
 fn is_number(text: &str) -> bool {
@@ -125,9 +118,8 @@ fn readiness(dataplane: &Dataplane, ready: bool, mut value: serde_json::Value) -
     reply::json(StatusCode::from_u16(status).expect("the settings allow 400 and 503 only"), &value)
 }
 
-fn model_ready(dataplane: &Dataplane, target: &Target<'_>) -> Result<Reply> {
-    let name = &target.name;
-    let error = match dataplane.model(name, target.version) {
+fn model_ready(dataplane: &Dataplane, name: &str, version: &str) -> Result<Reply> {
+    let error = match dataplane.model(name, version) {
         Ok(model) if model.is_ready() => return Ok(readiness(dataplane, true, json!({ "name": name }))),
         Ok(_) => format!("model '{name}' is not ready").into(),
         Err(error) if error.code == Code::Unavailable => error.message,
@@ -139,16 +131,16 @@ fn model_ready(dataplane: &Dataplane, target: &Target<'_>) -> Result<Reply> {
 /// One inference. When the client goes away this future is dropped, and the request cancelled.
 async fn infer(
     dataplane: &Arc<Dataplane>,
-    target: &Target<'_>,
+    (name, version): (&str, &str),
     headers: &HeaderMap,
     body: &mut Incoming,
 ) -> Result<Reply> {
-    let model = dataplane.model(&target.name, target.version)?;
+    let model = dataplane.model(name, version)?;
     let coding = Coding::of_request(headers)?;
     let received = Reader::new(dataplane).all(body).await;
     let data = received.inspect_err(|error| inference::refused(&model, error))?;
     // Another version may have become the default meanwhile.
-    let model = dataplane.model(&target.name, target.version)?;
+    let model = dataplane.model(name, version)?;
     let (message, shared) = (Message { data, coding }, Arc::clone(dataplane));
     let (head, wanted) = (headers.get(HEAD_LENGTH).cloned(), Coding::wanted(headers));
     let is_large = message.is_large();

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::proto::infer_parameter::ParameterChoice;
 use crate::proto::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use crate::proto::{InferParameter, InferTensorContents, ModelInferRequest};
-use crate::request::{Data, InferRequest, Input, Parameter, Parameters, Requested, Typed, tag};
+use crate::request::{Data, InferRequest, Input, Parameter, Parameters, Requested, Typed};
 use crate::tensor::{DType, Shape};
 
 /// A field of a response: the parameter by which Triton's clients know that nothing more follows for a request.
@@ -30,10 +30,6 @@ const NUMBER: usize = 8;
 
 /// The request in the words that all faces share; its tensors stay where they are.
 pub fn parse(request: &ModelInferRequest) -> Result<InferRequest<'_>> {
-    parse_untagged(request).map_err(|error| tag(&request.id, error))
-}
-
-fn parse_untagged(request: &ModelInferRequest) -> Result<InferRequest<'_>> {
     let (inputs, contents, model) = (request.inputs.len(), &request.raw_input_contents, &request.model_name);
     if contents.len() > inputs {
         let contents = contents.len();

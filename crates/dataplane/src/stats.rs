@@ -69,19 +69,14 @@ reasons! {
     Lost = "lost",
 }
 
-#[derive(Debug)]
-pub(crate) struct Histogram<const BUCKETS: usize> {
-    pub(crate) buckets: [AtomicU64; BUCKETS],
+/// Counts of values by bucket; one that has fewer bounds leaves its last buckets empty.
+#[derive(Debug, Default)]
+pub(crate) struct Histogram {
+    pub(crate) buckets: [AtomicU64; DURATION_BOUNDS_NS.len() + 1],
     pub(crate) sum: AtomicU64,
 }
 
-impl<const BUCKETS: usize> Default for Histogram<BUCKETS> {
-    fn default() -> Self {
-        Self { buckets: std::array::from_fn(|_| AtomicU64::new(0)), sum: AtomicU64::new(0) }
-    }
-}
-
-impl<const BUCKETS: usize> Histogram<BUCKETS> {
+impl Histogram {
     pub(crate) fn record(&self, bounds: &[u64], value: u64) {
         let bucket = bounds.iter().take_while(|bound| value > **bound).count();
         self.buckets[bucket].fetch_add(1, Relaxed);
@@ -89,15 +84,13 @@ impl<const BUCKETS: usize> Histogram<BUCKETS> {
     }
 }
 
-pub(crate) type Durations = Histogram<{ DURATION_BOUNDS_NS.len() + 1 }>;
-
 /// What one model version has done so far.
 #[derive(Debug, Default)]
 pub struct Stats {
-    pub(crate) request: Durations,
-    pub(crate) queue: Durations,
-    pub(crate) compute: Durations,
-    pub(crate) rows: Histogram<{ ROW_BOUNDS.len() + 1 }>,
+    pub(crate) request: Histogram,
+    pub(crate) queue: Histogram,
+    pub(crate) compute: Histogram,
+    pub(crate) rows: Histogram,
     pub(crate) request_compute_ns: AtomicU64,
     pub(crate) output_ns: AtomicU64,
     pub(crate) fail_ns: AtomicU64,

@@ -83,9 +83,11 @@ pub struct Snapshot {
     pub batch_sizes: Vec<BatchSize>,
 }
 
-impl<const BUCKETS: usize> Histogram<BUCKETS> {
+impl Histogram {
     fn read(&self, bounds: &'static [u64]) -> Distribution {
-        Distribution { bounds, buckets: read(&self.buckets).into(), sum: self.sum.load(Relaxed) }
+        let mut buckets = read(&self.buckets).to_vec();
+        buckets.truncate(bounds.len() + 1);
+        Distribution { bounds, buckets, sum: self.sum.load(Relaxed) }
     }
 }
 
@@ -135,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_value_on_a_bound_belongs_to_the_bucket_below_it() {
-        let histogram = Histogram::<12>::default();
+        let histogram = Histogram::default();
         for rows in [1, 2, 3, 64, 65, 5000] {
             histogram.record(&ROW_BOUNDS, rows);
         }
