@@ -36,13 +36,13 @@ impl Reader {
     }
 
     /// Reads to the end; refuses what is too large, too slow, or finds no memory left.
-    pub async fn all(mut self, body: &mut Incoming) -> Result<Bytes> {
+    pub async fn all(&mut self, body: &mut Incoming) -> Result<Bytes> {
         check_size(expected(body), self.limit)?;
         let began = Instant::now();
         while !body.is_end_stream() && self.more(body, Some(began)).await? {
             check_size(self.data.len(), self.limit)?;
         }
-        Ok(self.held.with(self.data))
+        Ok(self.held.with(std::mem::take(&mut self.data)))
     }
 
     /// Waits for more bytes; false = that was the end. Time runs since `began`, if at all.
