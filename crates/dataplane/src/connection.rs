@@ -1,20 +1,31 @@
-//! One connection: how long it may be silent, and how it ends. hyper speaks HTTP on it.
+//! One connection: how its requests are answered, how long it may be silent, how it ends. hyper speaks HTTP on it.
 
+use std::convert::Infallible;
 use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use http::header::{CONNECTION, CONTENT_TYPE};
+use http::request::Parts;
+use http::{HeaderValue, Request, Version};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::io::InspectReader;
 
 use crate::config::Config;
+use crate::error::{Error, PANICKED};
 use crate::gateway::Gateway;
+use crate::reply::{self, Outgoing, Reply};
+use crate::{framing, grpc, http as http_face};
 
 /// Longest headers of one HTTP/2 request.
 const MAX_HEADER_BYTES: u32 = 64 << 10;
@@ -24,83 +35,136 @@ const CONNECTION_WINDOW: u32 = 8 << 20;
 const MAX_FRAME: u32 = 128 << 10;
 const PING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The part of a connection that its gateway sees. Its own thread writes it, except `patience`.
+/// The part of a connection that its gateway sees.
 pub struct Connection {
-    gateway: Arc<Gateway>,
+    /// What it shares with the others.
+    pub gateway: Arc<Gateway>,
     /// Who is at the other end.
     pub client: String,
     /// It came through the metrics port, which shows metrics and nothing else.
     pub is_metrics_only: bool,
-    in_flight: AtomicU32,
-    has_begun: AtomicBool,
-    since_ms: AtomicU64,
-    /// Sweeps that it survives: at the first it is asked to end, at the second it is ended.
-    patience: AtomicU8,
-    waker: OnceLock<Waker>,
-    _slot: OwnedSemaphorePermit,
+    /// Its place among those that may be open.
+    pub slot: OwnedSemaphorePermit,
+    /// What it does.
+    pub state: State,
 }
 
-impl Connection {
-    /// A connection that has sent nothing yet; it holds its slot until it ends.
-    pub fn new(
-        gateway: Arc<Gateway>,
-        client: String,
-        slot: OwnedSemaphorePermit,
-        is_metrics_only: bool,
-    ) -> Arc<Self> {
-        let connection = Arc::new(Self {
-            client,
-            is_metrics_only,
-            in_flight: AtomicU32::new(0),
-            has_begun: AtomicBool::new(false),
-            since_ms: AtomicU64::new(gateway.now_ms()),
-            patience: AtomicU8::new(2),
-            waker: OnceLock::new(),
-            gateway,
-            _slot: slot,
-        });
-        connection.gateway.register(&connection);
-        connection
+/// What a connection does. Its own thread writes that; a sweep, perhaps on another one, `idle_ms` and `dismissed`.
+#[derive(Default)]
+pub struct State {
+    in_flight: AtomicU32,
+    /// Whether it speaks HTTP/1; its first request tells.
+    is_http1: AtomicBool,
+    /// Whether it is between two requests, instead of awaiting headers: the first one's, or such as have begun to come.
+    is_resting: AtomicBool,
+    /// How long it has been without a request, as of the last sweep: no request needs a clock or a timer for that.
+    idle_ms: AtomicU64,
+    /// 1 = it is asked to end when it has answered what it has, 2 = it is ended.
+    dismissed: AtomicU8,
+    waker: OnceLock<Waker>,
+}
+
+impl State {
+    fn wait(&self, is_resting: bool) {
+        self.is_resting.store(is_resting, Relaxed);
+        self.idle_ms.store(0, Relaxed);
     }
 
-    /// A request begins; it ends when the guard is dropped.
-    pub fn begin(self: &Arc<Self>) -> Busy {
-        self.in_flight.store(self.in_flight.load(Relaxed) + 1, Relaxed);
-        self.has_begun.store(true, Relaxed);
-        Busy { connection: Arc::clone(self) }
+    /// Bytes have come. Between two requests of HTTP/1 they are the next one's headers; HTTP/2 has pings as well.
+    fn hear(&self) {
+        let is_idle = self.in_flight.load(Relaxed) == 0 && self.is_http1.load(Relaxed);
+        if is_idle && self.is_resting.load(Relaxed) {
+            self.wait(false);
+        }
     }
 
-    /// Has the connection's task look at its flags.
-    pub fn wake(&self) {
+    /// Asks it to end when it has answered what it has (1), or ends it (2).
+    pub fn dismiss(&self, degree: u8) {
+        self.dismissed.fetch_max(degree, Relaxed);
         if let Some(waker) = self.waker.get() {
             waker.wake_by_ref();
         }
     }
 
-    /// Ends the connection if it has had no request in flight for too long. A header that is never finished and an
-    /// answer that is never read look the same from here, and no timer per request is needed.
-    pub fn sweep(&self, now_ms: u64, config: &Config) {
-        let has_begun = self.has_begun.load(Relaxed);
-        let limit_ms = if has_begun { config.keep_alive_timeout_ms } else { config.header_timeout_ms };
-        let is_idle = self.in_flight.load(Relaxed) == 0;
-        if is_idle && now_ms.saturating_sub(self.since_ms.load(Relaxed)) > limit_ms {
-            self.patience.store(self.patience.load(Relaxed).saturating_sub(1), Relaxed);
-            self.wake();
+    /// Ends the connection if it has had no request in flight for too long: asks at the first sweep that finds it so,
+    /// insists at the second. A header that is never finished and an answer that is never read look the same from here.
+    pub fn sweep(&self, passed: Duration, config: &Config) {
+        if self.in_flight.load(Relaxed) > 0 {
+            return;
+        }
+        let is_resting = self.is_resting.load(Relaxed);
+        let limit_ms = if is_resting { config.keep_alive_timeout_ms } else { config.header_timeout_ms };
+        let passed_ms = passed.as_millis() as u64;
+        if self.idle_ms.fetch_add(passed_ms, Relaxed) + passed_ms > limit_ms {
+            self.dismiss(self.dismissed.load(Relaxed) + 1);
         }
     }
 }
 
-/// A request in flight.
-pub struct Busy {
-    connection: Arc<Connection>,
+impl Connection {
+    /// Answers one request; a panic costs this request only.
+    async fn answer(self: Arc<Self>, request: Box<(Parts, Incoming)>) -> Result<Reply, Infallible> {
+        let (busy, gateway, parts) = (Busy::new(&self), &*self.gateway, &request.0);
+        let (is_grpc, is_http1) = (is_grpc(parts), parts.version < Version::HTTP_2);
+        self.state.is_http1.store(is_http1, Relaxed);
+        let log = gateway.access.as_ref().map(|access| Box::new(access.begin(&self.client, &request)));
+        if self.is_metrics_only && parts.uri.path() != "/metrics" {
+            return Ok(reply::refusal(&reply::no_path(parts.uri.path())));
+        }
+        // Pinned where it is made: a future that is passed on by value takes its room twice.
+        let answered = pin!(async {
+            if is_grpc {
+                grpc::call(&gateway.dataplane, request).await
+            } else {
+                http_face::call(gateway, request).await
+            }
+        });
+        // The panic hook has told of a panic already.
+        let answered = AssertUnwindSafe(answered).catch_unwind().await;
+        let mut reply = answered.unwrap_or_else(|_| panicked(is_grpc));
+        if is_http1 && gateway.draining.load(Relaxed) {
+            reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        if let Some(log) = log {
+            log(&reply);
+        }
+        if let Outgoing::Stream(_, keeper) = reply.body_mut() {
+            *keeper = Some(busy);
+        }
+        Ok(reply)
+    }
+}
+
+/// A request in flight, until it is dropped.
+pub struct Busy(Arc<Connection>);
+
+impl Busy {
+    fn new(connection: &Arc<Connection>) -> Self {
+        let in_flight = &connection.state.in_flight;
+        in_flight.store(in_flight.load(Relaxed) + 1, Relaxed);
+        Self(Arc::clone(connection))
+    }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let connection = &self.connection;
-        connection.in_flight.store(connection.in_flight.load(Relaxed) - 1, Relaxed);
-        connection.since_ms.store(connection.gateway.now_ms(), Relaxed);
+        let state = &self.0.state;
+        state.in_flight.store(state.in_flight.load(Relaxed) - 1, Relaxed);
+        state.wait(true);
     }
+}
+
+/// gRPC always comes over HTTP/2 and names itself in the content type.
+fn is_grpc(parts: &Parts) -> bool {
+    let content_type = parts.headers.get(CONTENT_TYPE);
+    parts.version == Version::HTTP_2
+        && content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+#[cold]
+fn panicked(is_grpc: bool) -> Reply {
+    let error = Error::internal(PANICKED);
+    if is_grpc { framing::refusal(error) } else { reply::refusal(&error) }
 }
 
 /// Serves a connection until it ends; `stream` may be a socket or, later, TLS on one.
@@ -108,10 +172,11 @@ pub async fn serve<S>(connection: Arc<Connection>, stream: S)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let shared = Arc::clone(&connection);
-    let service = service_fn(move |request| {
-        let connection = Arc::clone(&shared);
-        async move { connection.gateway.answer(&connection, request).await }
+    let (shared, listening) = (Arc::clone(&connection), Arc::clone(&connection));
+    let stream = InspectReader::new(stream, move |_: &[u8]| listening.state.hear());
+    // Boxed, because futures keep what they are given twice: as an argument, and again where they pass it on.
+    let service = service_fn(move |request: Request<Incoming>| {
+        Arc::clone(&shared).answer(Box::new(request.into_parts()))
     });
     let mut settings = auto::Builder::new(TokioExecutor::new());
     settings.http1().writev(false);
@@ -128,17 +193,29 @@ where
     let mut is_told = false;
     poll_fn(|context| {
         // A task's waker stays the same as long as nothing in it makes its own.
-        connection.waker.get_or_init(|| context.waker().clone());
-        let patience = connection.patience.load(Relaxed);
-        if patience == 0 {
-            return Poll::Ready(());
-        }
-        if !is_told && (patience == 1 || connection.gateway.is_ending()) {
-            is_told = true;
-            conversation.as_mut().graceful_shutdown();
+        connection.state.waker.get_or_init(|| context.waker().clone());
+        match connection.state.dismissed.load(Relaxed) {
+            0 => {}
+            1 if is_told => {}
+            1 => {
+                is_told = true;
+                conversation.as_mut().graceful_shutdown();
+            }
+            _ => return Poll::Ready(()),
         }
         // How a conversation failed is the client's affair.
         conversation.as_mut().poll(context).map(drop)
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_in_a_request_is_an_answer() {
+        assert_eq!(panicked(false).status(), 500);
+        assert_eq!(panicked(true).headers()["grpc-status"], "13");
+    }
 }

@@ -21,6 +21,8 @@ pub enum Code {
     AlreadyExists,
     /// The client went away, or asked to stop.
     Cancelled,
+    /// It did not come, or was not done, in the time that it had.
+    Timeout,
     /// The model or the server failed.
     Internal,
 }
@@ -37,6 +39,9 @@ pub struct Error {
 
 /// The data plane's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What a client is told of a fault of ours; the panic hook has told the rest.
+pub const PANICKED: &str = "the server failed on this request";
 
 /// Longest message in characters: names that a client sends are part of it, and it travels in a header of gRPC.
 const MAX_MESSAGE: usize = 2048;
@@ -75,6 +80,8 @@ constructors! {
     already_exists => AlreadyExists,
     /// Cancelled by the client.
     cancelled => Cancelled,
+    /// Later than it had to be.
+    timeout => Timeout,
     /// The model or the server failed.
     internal => Internal,
 }

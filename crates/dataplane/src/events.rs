@@ -10,51 +10,22 @@ use serde::Serialize;
 /// Most events that wait for a control plane that does not fetch them.
 const MAX_WAITING: usize = 100_000;
 
-/// One event.
+/// One event: of the model `key`, of its `replica`.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the fields are told with their event")]
 pub enum Event {
     /// A replica answers from now on.
-    ReplicaReady {
-        /// Its model.
-        key: u64,
-        /// Which one.
-        replica: u64,
-    },
-    /// A replica's link is closed, or was closed because the actor broke the protocol.
-    ReplicaLost {
-        /// Its model.
-        key: u64,
-        /// Which one.
-        replica: u64,
-        /// What was seen.
-        detail: String,
-    },
-    /// A client asks for a change that the control plane makes.
-    Command {
-        /// To be given back with the answer.
-        ticket: u64,
-        /// `load` or `unload`.
-        kind: &'static str,
-        /// The model's name.
-        model: String,
-        /// The request's parameters.
-        parameters: serde_json::Value,
-    },
+    ReplicaReady { key: u64, replica: u64 },
+    /// A replica's link is closed, or was closed because the actor broke the protocol; `detail` is what was seen.
+    ReplicaLost { key: u64, replica: u64, detail: String },
+    /// A client asks for a change that the control plane makes; `kind` is `load` or `unload`, `ticket` is to be given
+    /// back with the answer.
+    Command { ticket: u64, kind: &'static str, model: String, parameters: serde_json::Value },
     /// A removed model has answered its last request.
-    Removed {
-        /// Its model.
-        key: u64,
-    },
-    /// A request was found to end actors.
-    Poison {
-        /// Its model.
-        key: u64,
-        /// The digest that is refused from now on.
-        digest: String,
-        /// How the actor ended.
-        reason: String,
-    },
+    Removed { key: u64 },
+    /// A request was found to end actors: its digest is refused from now on, and how the actor ended.
+    Poison { key: u64, digest: String, reason: String },
 }
 
 /// The queue; one byte lies between bell and ear while it is not empty.

@@ -8,104 +8,119 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::Uri;
 use http::request::Parts;
-use http::{Request, Response};
 use hyper::body::Incoming;
-use prost::Message;
 use tokio::time::timeout;
-use tonic::Status;
 
-use crate::answer::{Answer, Ticket};
-use crate::body::{self, Coding};
+use crate::answer::Answer;
+use crate::body::Reader;
 use crate::dataplane::Dataplane;
 use crate::error::{Error, Result};
-use crate::faces::{self, services, stream};
-use crate::framing::{self, Framed, GrpcBody};
+use crate::faces::coding::{Coding, Message};
+use crate::faces::{self, deadline, services, stream};
+use crate::framing;
+use crate::inference;
 use crate::pool::LARGE;
 use crate::proto::model_metadata_response::TensorMetadata;
 use crate::proto::{self, ModelInferRequest};
 use crate::protobuf;
+use crate::reply::{Outgoing, Reply};
 use crate::request::tag;
-use crate::stats::Refusal;
 use crate::tensor::TensorSpec;
 
 /// The service's full name.
 pub const SERVICE: &str = "inference.GRPCInferenceService";
 
 /// Answers one call; dropping the future cancels it.
-pub async fn call(dataplane: Arc<Dataplane>, request: Request<Incoming>) -> Response<GrpcBody> {
-    let path = request.uri().path();
-    if !path
-        .strip_prefix('/')
-        .and_then(|path| path.strip_prefix(SERVICE))
-        .is_some_and(|rest| rest.starts_with('/'))
-    {
-        return Box::pin(services::call(dataplane, request)).await;
-    }
-    let (parts, body) = request.into_parts();
-    let method = &parts.uri.path()[SERVICE.len() + 2..];
-    let answered = match framing::timeout(&parts.headers) {
-        Err(error) => Err(error.into()),
-        Ok(time) if method == "ModelStreamInfer" => stream::call(dataplane, &parts, body, time),
-        Ok(None) => unary(&dataplane, method, &parts, body).await,
+pub async fn call(dataplane: &Arc<Dataplane>, mut request: Box<(Parts, Incoming)>) -> Reply {
+    let (parts, body) = &mut *request;
+    let Some(method) = method(&parts.uri) else {
+        return Box::pin(services::call(dataplane, *request)).await;
+    };
+    let answered = match deadline::of_call(&parts.headers) {
+        Err(error) => Err(error),
+        Ok(time) if method == "ModelStreamInfer" => stream::call(dataplane, *request, time),
+        Ok(None) => unary(dataplane, method, parts, body).await,
         // Boxed, as every rare way: the future of an inference is moved about, and shall be small.
-        Ok(Some(time)) => Box::pin(timeout(time, unary(&dataplane, method, &parts, body)))
+        Ok(Some(time)) => Box::pin(timeout(time, unary(dataplane, method, parts, body)))
             .await
-            .unwrap_or_else(|_| Err(late())),
+            .unwrap_or_else(|_| Err(deadline::passed())),
     };
     answered.unwrap_or_else(framing::refusal)
 }
 
-/// The end of a call whose time has passed.
-#[cold]
-pub fn late() -> Status {
-    Status::deadline_exceeded("the call's grpc-timeout has passed")
+/// The method's name, if it is one of this service.
+fn method(uri: &Uri) -> Option<&str> {
+    uri.path().strip_prefix('/')?.strip_prefix(SERVICE)?.strip_prefix('/')
 }
 
 async fn unary(
     dataplane: &Arc<Dataplane>,
     method: &str,
     parts: &Parts,
-    mut body: Incoming,
-) -> Result<Response<GrpcBody>, Status> {
-    let (coding, back) = framing::codings(&parts.headers)?;
-    let (config, memory) = (&dataplane.config, &dataplane.memory);
-    let message = Framed::only(body::read(&mut body, config, memory).await?, config, memory)?;
+    body: &mut Incoming,
+) -> Result<Reply> {
+    let (coding, back) = Coding::of_call(&parts.headers)?;
+    let mut data = Reader::new(dataplane).all(body).await?;
+    let message = framing::take(&mut data, coding, dataplane.config.max_body_bytes)?;
+    let message = message.ok_or_else(framing::cut_off)?;
+    if !data.is_empty() {
+        return Err(Error::unsupported("a unary call takes one message, this one has more"));
+    }
     let answer = if method == "ModelInfer" {
-        let answer = submit(dataplane, message, coding).await?.await?;
-        encode(dataplane, answer, back).await?
+        let encode = move |answer: &Answer| {
+            let mut buffer = framing::begin(answer.byte_len() + 256);
+            protobuf::write(answer, false, &mut buffer)?;
+            framing::finish(buffer, back)
+        };
+        infer(dataplane, message, encode).await?
     } else {
-        let (limit, memory) = (config.max_body_bytes, memory.clone());
-        let message =
-            run(dataplane, message.is_large(), move || message.decode(coding, limit, &memory)).await?;
-        Box::pin(core(dataplane, method, message.data, back)).await?
+        framing::finish(Box::pin(core(dataplane, method, message)).await?, back)?
     };
-    Ok(framing::answer(GrpcBody::Message(dataplane.memory.count(answer)), back))
+    Ok(framing::answer(Outgoing::Grpc(Some(dataplane.memory.count(answer))), back))
 }
 
-/// The protocol's own methods, save inference.
-async fn core(
+/// One inference: decodes the message, then goes the way of all faces. Not `async`, so that nothing is kept twice.
+pub fn infer(
     dataplane: &Arc<Dataplane>,
-    method: &str,
-    message: Bytes,
-    back: Option<Coding>,
-) -> Result<Vec<u8>> {
-    match method {
-        "ServerLive" => reply(&proto::ServerLiveResponse { live: true }, back),
-        "ServerReady" => reply(&proto::ServerReadyResponse { ready: dataplane.is_ready() }, back),
+    message: Message,
+    encode: impl FnOnce(&Answer) -> Result<Vec<u8>> + Send + 'static,
+) -> impl Future<Output = Result<Vec<u8>>> {
+    let (is_large, shared) = (message.is_large(), Arc::clone(dataplane));
+    let submit = move || {
+        let (message, mut held) = (message.plain(&shared)?, shared.memory.hold());
+        if is_large {
+            held.grow(protobuf::decoded_bytes(&message, 0))?;
+        }
+        let request: ModelInferRequest = decode(message)?;
+        let model = shared.model(&request.model_name, &request.model_version)?;
+        let parsed = protobuf::parse(&request).map_err(|error| tag(&request.id, error));
+        inference::submit(&model, parsed)
+    };
+    inference::infer(&dataplane.pool, (is_large, submit), |answer| answer.byte_len() > LARGE, encode)
+}
+
+/// The protocol's own methods, save inference; an answer has room for its prefix.
+async fn core(dataplane: &Arc<Dataplane>, method: &str, message: Message) -> Result<Vec<u8>> {
+    let shared = Arc::clone(dataplane);
+    let message = dataplane.pool.run(message.is_large(), move || message.plain(&shared)).await?;
+    Ok(match method {
+        "ServerLive" => reply(&proto::ServerLiveResponse { live: true }),
+        "ServerReady" => reply(&proto::ServerReadyResponse { ready: dataplane.is_ready() }),
         "ModelReady" => {
             let request: proto::ModelReadyRequest = decode(message)?;
             // As in Triton, a model that nobody knows is no error here: it is not ready.
             let model = dataplane.model(&request.name, &request.version);
-            reply(&proto::ModelReadyResponse { ready: model.is_ok_and(|model| model.is_ready()) }, back)
+            reply(&proto::ModelReadyResponse { ready: model.is_ok_and(|model| model.is_ready()) })
         }
-        "ServerMetadata" => reply(&server_metadata(dataplane), back),
+        "ServerMetadata" => reply(&server_metadata(dataplane)),
         "ModelMetadata" => {
             let request: proto::ModelMetadataRequest = decode(message)?;
-            reply(&model_metadata(dataplane, &request.name, &request.version)?, back)
+            reply(&model_metadata(dataplane, &request.name, &request.version)?)
         }
-        _ => faces::grpc(dataplane, method, message, back).await,
-    }
+        _ => return faces::grpc(dataplane, method, message).await,
+    })
 }
 
 /// What the server is; HTTP answers it as JSON.
@@ -139,54 +154,13 @@ pub fn model_metadata(
 }
 
 /// Decodes a request message.
-pub fn decode<M: Message + Default>(message: Bytes) -> Result<M> {
+pub fn decode<M: prost::Message + Default>(message: Bytes) -> Result<M> {
     M::decode(message).map_err(|error| Error::invalid(format!("the request is not a valid message: {error}")))
 }
 
-/// Encodes an answer message with its prefix.
-pub fn reply(message: &impl Message, coding: Option<Coding>) -> Result<Vec<u8>> {
+/// Encodes an answer message behind the room for its prefix.
+pub fn reply(message: &impl prost::Message) -> Vec<u8> {
     let mut buffer = framing::begin(message.encoded_len());
     message.encode(&mut buffer).expect("a vector has room for everything");
-    framing::finish(buffer, coding)
-}
-
-/// Runs `work` in the pool if it is `large`, else here.
-pub async fn run<T: Send + 'static>(
-    dataplane: &Dataplane,
-    large: bool,
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    if large { Box::pin(dataplane.pool.run(work)).await } else { work() }
-}
-
-/// Decodes a request and puts it into its model's queue.
-pub async fn submit(dataplane: &Arc<Dataplane>, message: Framed, coding: Option<Coding>) -> Result<Ticket> {
-    let (large, shared) = (message.is_large(), Arc::clone(dataplane));
-    let work = move || {
-        let mut message = message.decode(coding, shared.config.max_body_bytes, &shared.memory)?;
-        if large {
-            message.held.grow(message.data.len() + protobuf::decoded_bytes(&message.data, 0))?;
-        }
-        let request: ModelInferRequest = decode(message.data)?;
-        let model = shared.model(&request.model_name, &request.model_version)?;
-        let parsed = protobuf::parse(&request).map_err(|error| {
-            model.stats.refused(Refusal::Invalid, 0);
-            tag(&request.id, error)
-        });
-        model.submit(&parsed?)
-    };
-    run(dataplane, large, work).await
-}
-
-/// Encodes an answer, in the pool if it is large.
-async fn encode(dataplane: &Dataplane, answer: Answer, coding: Option<Coding>) -> Result<Vec<u8>> {
-    let large = answer.byte_len() > LARGE;
-    let work = move || {
-        let mut buffer = framing::begin(answer.byte_len() + 256);
-        protobuf::write(&answer, false, &mut buffer).map_err(|error| tag(&answer.wanted.id, error))?;
-        let buffer = framing::finish(buffer, coding)?;
-        answer.encoded();
-        Ok(buffer)
-    };
-    run(dataplane, large, work).await
+    buffer
 }

@@ -29,17 +29,17 @@ pub mod dataplane;
 pub mod models;
 
 // what all faces stand on
+pub mod inference;
 pub mod memory;
 pub mod pool;
 pub mod proto;
+pub mod reply;
 pub mod status;
 
 // the faces: bytes from and to clients
-pub mod access;
 pub mod body;
 pub mod connection;
 pub mod faces;
-pub mod fault;
 pub mod framing;
 pub mod gateway;
 pub mod grpc;

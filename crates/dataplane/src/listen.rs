@@ -3,26 +3,32 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
-use socket2::{Domain, SockAddr, Socket, Type};
-use tokio::net::{TcpListener, UnixListener};
+use socket2::{Domain, Socket, Type};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::runtime;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::Semaphore;
+use tokio::time::sleep;
+use tokio_util::net::Listener;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::connection::{Connection, serve as serve_connection};
+use crate::connection::{Connection, State, serve as serve_connection};
 use crate::dataplane::Dataplane;
 use crate::error::{Error, Result};
+use crate::faces::unix;
 use crate::gateway::Gateway;
 
-const BACKLOG: i32 = 4096;
+/// Connections that wait in the kernel until there is room.
+pub const BACKLOG: i32 = 4096;
 /// How long accepting rests when descriptors have run out; the kernel's backlog keeps the clients.
 const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
 /// How long an idle connection may bring one more request when the gateway drains.
@@ -48,16 +54,16 @@ pub struct Running {
     /// Where it can be reached.
     pub addresses: Addresses,
     gateway: Arc<Gateway>,
-    accepts: watch::Sender<bool>,
-    runs: watch::Sender<bool>,
+    drained: CancellationToken,
+    stopped: CancellationToken,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Running {
     /// Accepts nothing more; connections end when they have answered what they have.
     pub fn drain(&self) {
-        self.accepts.send_replace(false);
-        self.gateway.drain();
+        self.drained.cancel();
+        self.gateway.draining.store(true, Relaxed);
     }
 
     /// Connections that are still open.
@@ -68,7 +74,7 @@ impl Running {
     /// Ends the threads, and with them every connection.
     pub fn stop(&mut self) {
         self.drain();
-        self.runs.send_replace(false);
+        self.stopped.cancel();
         for thread in self.threads.drain(..) {
             // A thread ends by returning: panics are caught by the tasks they happen in.
             drop(thread.join());
@@ -91,77 +97,75 @@ pub fn serve(dataplane: &Arc<Dataplane>) -> Result<Running> {
     raise_descriptor_limit();
     let (doors, addresses) = open(&dataplane.config)?;
     let gateway = Arc::new(Gateway::new(Arc::clone(dataplane))?);
-    let (accepts, accepting) = watch::channel(true);
-    let (runs, running) = watch::channel(true);
-    let mut started = Running { addresses, gateway, accepts, runs, threads: Vec::new() };
+    let (drained, stopped) = (CancellationToken::new(), CancellationToken::new());
+    let mut running = Running { addresses, gateway, drained, stopped, threads: Vec::new() };
     for index in 0..dataplane.config.threads {
-        let runtime = runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| Error::internal(format!("cannot start an event loop: {error}")))?;
+        let start = |error| Error::internal(format!("cannot start a thread: {error}"));
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(start)?;
         if index == 0 {
             dataplane.set_runtime(runtime.handle().clone());
-            runtime.spawn(Arc::clone(&started.gateway).sweep_task());
+            runtime.spawn(Arc::clone(&running.gateway).sweep_task());
         }
-        for door in &doors {
-            let door =
-                door.share().map_err(|error| Error::internal(format!("cannot share a port: {error}")))?;
-            runtime.spawn(accept_task(Arc::clone(&started.gateway), door, accepting.clone()));
+        {
+            let _entered = runtime.enter();
+            doors.iter().try_for_each(|door| door.attend(&running)).map_err(start)?;
         }
-        let mut running = running.clone();
-        // An error means that the other side is gone, which ends the thread as well.
-        let run = move || runtime.block_on(async { drop(running.wait_for(|running| !running).await) });
+        let stopped = running.stopped.clone();
+        let run = move || runtime.block_on(stopped.cancelled());
         let thread = thread::Builder::new().name(format!("lrai-gateway-{index}")).spawn(run);
-        started
-            .threads
-            .push(thread.map_err(|error| Error::internal(format!("cannot start a thread: {error}")))?);
+        running.threads.push(thread.map_err(start)?);
     }
-    Ok(started)
+    Ok(running)
 }
 
 /// A listening socket and what is behind it. All threads accept from the same socket, whoever is free first; with
 /// `SO_REUSEPORT` a connection could wait for a busy thread, and a stranger's server could share the port unnoticed.
 struct Door {
     socket: Socket,
-    kind: Kind,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// HTTP and gRPC.
-    Tcp,
-    /// HTTP and gRPC on a socket file.
-    Unix,
-    /// Prometheus text only.
-    Metrics,
+    is_unix: bool,
+    is_metrics_only: bool,
 }
 
 impl Door {
-    fn share(&self) -> io::Result<Self> {
-        Ok(Self { socket: self.socket.try_clone()?, kind: self.kind })
+    /// Has the current runtime accept from it.
+    fn attend(&self, Running { gateway, drained, .. }: &Running) -> io::Result<()> {
+        let (socket, gateway, drained) = (self.socket.try_clone()?, Arc::clone(gateway), drained.clone());
+        if self.is_unix {
+            let listener = UnixListener::from_std(socket.into())?;
+            tokio::spawn(accept_task(gateway, listener, |_, _| "unix".to_owned(), false, drained));
+            return Ok(());
+        }
+        let greet = |stream: &TcpStream, client: SocketAddr| {
+            // A socket that is already closed refuses; serving it finds out.
+            drop(stream.set_nodelay(true));
+            client.to_string()
+        };
+        let listener = TcpListener::from_std(socket.into())?;
+        tokio::spawn(accept_task(gateway, listener, greet, self.is_metrics_only, drained));
+        Ok(())
     }
 }
 
 fn open(config: &Config) -> Result<(Vec<Door>, Addresses)> {
     let (mut doors, mut addresses) = (Vec::new(), Addresses::default());
-    let mut port = |name: &str, host: &str, port: u16, kind: Kind| {
+    let mut port = |name: &str, host: &str, port: u16| {
         let socket = bind_port(host, port).map_err(|why| cannot(name, &at(host, port), &why))?;
         let address = socket.local_addr().ok().and_then(|address| address.as_socket());
-        doors.push(Door { socket, kind });
+        doors.push(Door { socket, is_unix: false, is_metrics_only: name == "metrics" });
         Ok::<_, Error>(address.map(|address| address.to_string()))
     };
     let path = config.host.strip_prefix("unix:");
     if path.is_none() {
-        addresses.http = port("http", &config.host, config.http_port, Kind::Tcp)?;
-        addresses.grpc = port("grpc", &config.host, config.grpc_port, Kind::Tcp)?;
+        addresses.http = port("http", &config.host, config.http_port)?;
+        addresses.grpc = port("grpc", &config.host, config.grpc_port)?;
     }
     if let Some(number) = config.metrics_port {
         let host = if path.is_some() { "127.0.0.1" } else { &config.host };
-        addresses.metrics = port("metrics", host, number, Kind::Metrics)?;
+        addresses.metrics = port("metrics", host, number)?;
     }
     if let Some(path) = path {
-        let socket = bind_path(Path::new(path)).map_err(|why| cannot("unix", path, &why))?;
-        doors.push(Door { socket, kind: Kind::Unix });
+        let socket = unix::bind(Path::new(path)).map_err(|why| cannot("unix", path, &why))?;
+        doors.push(Door { socket, is_unix: true, is_metrics_only: false });
         addresses.unix = Some(path.to_owned());
     }
     Ok((doors, addresses))
@@ -184,46 +188,19 @@ fn bind_port(host: &str, port: u16) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Binds a socket file that only owner and group may use; replaces one that nobody listens to.
-fn bind_path(path: &Path) -> io::Result<Socket> {
-    let address = SockAddr::unix(path)?;
-    let socket = || Socket::new(Domain::UNIX, Type::STREAM, None);
-    if let Ok(former) = fs::symlink_metadata(path) {
-        if !former.file_type().is_socket() {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it exists and is no socket"));
-        }
-        if socket()?.connect(&address).is_ok() {
-            return Err(io::ErrorKind::AddrInUse.into());
-        }
-        fs::remove_file(path)?;
-    }
-    let socket = socket()?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address)?;
-    // Nobody can connect before `listen`, so nobody slips in under the wider mode.
-    fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
-    socket.listen(BACKLOG)?;
-    Ok(socket)
-}
-
 fn at(host: &str, port: u16) -> String {
-    if host.contains(':') && !host.starts_with('[') {
-        format!("[{host}]:{port}")
-    } else {
-        format!("{host}:{port}")
-    }
+    let is_bare = host.contains(':') && !host.starts_with('[');
+    if is_bare { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 #[cold]
 fn cannot(name: &str, place: &str, why: &io::Error) -> Error {
     let hint = match why.kind() {
-        io::ErrorKind::AddrInUse if name == "unix" => "another server listens there".to_owned(),
-        io::ErrorKind::AddrInUse => format!("choose another --{name}-port, or 0 for any free one"),
-        io::ErrorKind::PermissionDenied => {
-            "ports below 1024 and folders of others need more rights".to_owned()
-        }
-        io::ErrorKind::AddrNotAvailable => "this machine does not have that address".to_owned(),
-        _ => "check --host".to_owned(),
+        io::ErrorKind::AddrInUse if name == "unix" => "another server listens there",
+        io::ErrorKind::AddrInUse => &format!("choose another --{name}-port, or 0 for any free one"),
+        io::ErrorKind::PermissionDenied => "ports below 1024 and folders of others need more rights",
+        io::ErrorKind::AddrNotAvailable => "this machine does not have that address",
+        _ => "check --host",
     };
     Error::unavailable(format!("cannot listen on {place} ({name}): {why}, hint: {hint}"))
 }
@@ -235,61 +212,48 @@ fn raise_descriptor_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-/// Accepts until the gateway drains: whoever has connected by then is served, and a client that is about to send its
-/// next request has a moment to do so.
-async fn accept_task(gateway: Arc<Gateway>, door: Door, mut accepting: watch::Receiver<bool>) {
-    let drained = async {
-        drop(accepting.wait_for(|accepting| !accepting).await);
-        // Long enough for the event loop to look at the socket once more.
-        tokio::time::sleep(Duration::from_millis(1)).await;
+/// Accepts until the gateway drains: whoever has connected by then is served, and a client that is about to send its next
+/// request has a moment to do so. `greet` tells who has come.
+async fn accept_task<L>(
+    gateway: Arc<Gateway>,
+    mut listener: L,
+    greet: fn(&L::Io, L::Addr) -> String,
+    is_metrics_only: bool,
+    drained: CancellationToken,
+) where
+    L: Listener<Io: Send + Unpin + 'static>,
+{
+    let slots = if is_metrics_only {
+        Arc::new(Semaphore::new(METRICS_CONNECTIONS))
+    } else {
+        Arc::clone(&gateway.slots)
     };
-    tokio::select! {
-        biased;
-        Err(error) = accept_all(&gateway, door) => eprintln!("cannot accept connections: {error}"),
-        () = drained => {}
-    }
-    tokio::time::sleep(LAST_REQUESTS).await;
-    gateway.end();
-}
-
-async fn accept_all(gateway: &Arc<Gateway>, door: Door) -> io::Result<()> {
-    let is_metrics_only = door.kind == Kind::Metrics;
-    let slots = if is_metrics_only { &Arc::new(Semaphore::new(METRICS_CONNECTIONS)) } else { &gateway.slots };
-    let open = |client, slot| Connection::new(Arc::clone(gateway), client, slot, is_metrics_only);
-    if door.kind == Kind::Unix {
-        let listener = UnixListener::from_std(door.socket.into())?;
+    let accept = async {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => {
-                    let connection = open("unix".to_owned(), slot(slots).await);
+                Ok((stream, address)) => {
+                    let client = greet(&stream, address);
+                    // Nothing more is accepted while all slots are taken.
+                    let slot = Arc::clone(&slots).acquire_owned().await;
+                    let slot = slot.expect("this semaphore is never closed");
+                    let (gateway, state) = (Arc::clone(&gateway), State::default());
+                    let connection = Arc::new(Connection { gateway, client, is_metrics_only, slot, state });
+                    connection.gateway.register(&connection);
                     tokio::spawn(serve_connection(connection, stream));
                 }
-                Err(error) => rest(&error).await,
+                // A client that has gone already costs nothing; when descriptors or memory have run out, trying again at
+                // once would spin.
+                Err(why) => match why.kind() {
+                    io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset => {}
+                    _ => sleep(DESCRIPTOR_PAUSE).await,
+                },
             }
         }
-    }
-    let listener = TcpListener::from_std(door.socket.into())?;
-    loop {
-        match listener.accept().await {
-            Ok((stream, client)) => {
-                // A socket that is already closed refuses; serving it finds out.
-                drop(stream.set_nodelay(true));
-                let connection = open(client.to_string(), slot(slots).await);
-                tokio::spawn(serve_connection(connection, stream));
-            }
-            Err(error) => rest(&error).await,
-        }
-    }
-}
-
-/// Waits while all slots are taken: nothing more is accepted meanwhile.
-async fn slot(slots: &Arc<Semaphore>) -> OwnedSemaphorePermit {
-    Arc::clone(slots).acquire_owned().await.expect("this semaphore is never closed")
-}
-
-/// A client that has gone already costs nothing; when descriptors or memory have run out, trying again at once would spin.
-async fn rest(error: &io::Error) {
-    if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
-        tokio::time::sleep(DESCRIPTOR_PAUSE).await;
-    }
+    };
+    // Long enough for the event loop to look at the socket once more.
+    let drained = async { drained.cancelled().then(|()| sleep(Duration::from_millis(1))).await };
+    tokio::select! { biased; () = accept => {}, () = drained => {} }
+    drop(listener);
+    sleep(LAST_REQUESTS).await;
+    gateway.each_connection(|connection| connection.dismiss(1));
 }

@@ -12,11 +12,8 @@ const UNCOUNTED: usize = 8 << 10;
 
 /// A budget of bytes, shared by all connections.
 #[derive(Clone, Debug)]
-pub struct Memory(Arc<Counter>);
-
-#[derive(Debug)]
-struct Counter {
-    used: AtomicUsize,
+pub struct Memory {
+    used: Arc<AtomicUsize>,
     limit: usize,
 }
 
@@ -30,12 +27,12 @@ pub struct Held {
 impl Memory {
     /// A budget of `limit` bytes.
     pub fn new(limit: usize) -> Self {
-        Self(Arc::new(Counter { used: AtomicUsize::new(0), limit }))
+        Self { used: Arc::default(), limit }
     }
 
     /// Bytes held now.
     pub fn used(&self) -> usize {
-        self.0.used.load(Relaxed)
+        self.used.load(Relaxed)
     }
 
     /// Takes nothing yet; [`Held::grow`] takes.
@@ -46,12 +43,12 @@ impl Memory {
     /// An answer as reference-counted bytes, counted until the last of them has been written. Answers are never
     /// refused here: their work is done, and the next request finds the budget used up.
     pub fn count(&self, answer: Vec<u8>) -> Bytes {
-        if answer.len() <= UNCOUNTED {
-            return Bytes::from(answer);
-        }
         let mut held = self.hold();
-        held.take(answer.len());
-        Bytes::from_owner(Counted { answer, _held: held })
+        if answer.len() > UNCOUNTED {
+            held.bytes = answer.len();
+            self.used.fetch_add(held.bytes, Relaxed);
+        }
+        held.with(answer.into())
     }
 }
 
@@ -61,40 +58,41 @@ impl Held {
         if total <= UNCOUNTED || total <= self.bytes {
             return Ok(());
         }
-        let (extra, limit) = (total - self.bytes, self.memory.0.limit);
-        let used = self.memory.0.used.fetch_add(extra, Relaxed);
-        if used + extra > limit {
-            self.memory.0.used.fetch_sub(extra, Relaxed);
+        let (extra, Memory { used, limit }) = (total - self.bytes, &self.memory);
+        let before = used.fetch_add(extra, Relaxed);
+        if before + extra > *limit {
+            used.fetch_sub(extra, Relaxed);
             return Err(Error::unavailable(format!(
-                "{used} of {limit} bytes for requests in memory are in use, hint: retry later or send fewer at once"
+                "{before} of {limit} bytes for requests in memory are in use, hint: retry later or send fewer at once"
             )));
         }
         self.bytes = total;
         Ok(())
     }
 
-    fn take(&mut self, total: usize) {
-        self.memory.0.used.fetch_add(total - self.bytes, Relaxed);
-        self.bytes = total;
+    /// Ties what was taken to the bytes that take it; from now on this is a part of the budget for others.
+    pub fn with(&mut self, data: Bytes) -> Bytes {
+        if self.bytes == 0 {
+            return data;
+        }
+        let rest = self.memory.hold();
+        Bytes::from_owner(Counted(data, std::mem::replace(self, rest)))
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         if self.bytes > 0 {
-            self.memory.0.used.fetch_sub(self.bytes, Relaxed);
+            self.memory.used.fetch_sub(self.bytes, Relaxed);
         }
     }
 }
 
-struct Counted {
-    answer: Vec<u8>,
-    _held: Held,
-}
+struct Counted(Bytes, #[expect(dead_code, reason = "it is held")] Held);
 
 impl AsRef<[u8]> for Counted {
     fn as_ref(&self) -> &[u8] {
-        &self.answer
+        &self.0
     }
 }
 

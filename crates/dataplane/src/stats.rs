@@ -69,132 +69,38 @@ reasons! {
     Lost = "lost",
 }
 
-/// How often, and for how long in all.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Total {
-    /// Occurrences.
-    pub count: u64,
-    /// Their sum in nanoseconds.
-    pub ns: u64,
+/// Counts of values by bucket; one that has fewer bounds leaves its last buckets empty.
+#[derive(Debug, Default)]
+pub(crate) struct Histogram {
+    pub(crate) buckets: [AtomicU64; DURATION_BOUNDS_NS.len() + 1],
+    pub(crate) sum: AtomicU64,
 }
 
-/// A histogram at one moment: `buckets[i]` counts values up to `bounds[i]` and above the bound before it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Distribution {
-    /// Upper bounds.
-    pub bounds: &'static [u64],
-    /// One count more than bounds; the last one is for all that is larger.
-    pub buckets: Vec<u64>,
-    /// The sum of all values.
-    pub sum: u64,
-}
-
-impl Distribution {
-    /// How many values.
-    pub fn count(&self) -> u64 {
-        self.buckets.iter().sum()
-    }
-}
-
-/// Batches of one size.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BatchSize {
-    /// Rows in the batch.
-    pub rows: u32,
-    /// Hand-over of rows and outputs: what the gateway saw less what the replica ran.
-    pub handover: Total,
-    /// The run itself, told by the replica.
-    pub infer: Total,
-}
-
-/// Everything counted, at one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Requests answered with outputs, from submit to the encoded answer.
-    pub success: Total,
-    /// Requests answered with an error.
-    pub fail: Total,
-    /// Time in the queue, of successful requests.
-    pub queue: Total,
-    /// Time at the replica, of successful requests.
-    pub compute: Total,
-    /// Time from the replica's outputs to the encoded answer.
-    pub output: Total,
-    /// Requests whose client has gone.
-    pub cancelled: u64,
-    /// Rows answered.
-    pub inference_count: u64,
-    /// Batches run.
-    pub execution_count: u64,
-    /// Milliseconds since 1970 of the last answer; 0 = none yet.
-    pub last_inference_ms: u64,
-    /// Requests that wait or run.
-    pub pending: u64,
-    /// Replicas that took the place of a dead one.
-    pub restarts: u64,
-    /// Of successful requests.
-    pub request_duration: Distribution,
-    /// Of successful requests.
-    pub queue_duration: Distribution,
-    /// Per batch, as the gateway saw it.
-    pub compute_duration: Distribution,
-    /// Rows per batch.
-    pub batch_rows: Distribution,
-    /// Batches by reason, in the order of [`Closed::LABELS`].
-    pub closed: [u64; Closed::LABELS.len()],
-    /// Refusals by reason, in the order of [`Refusal::LABELS`].
-    pub refused: [u64; Refusal::LABELS.len()],
-    /// Batches by size, smallest first.
-    pub batch_sizes: Vec<BatchSize>,
-}
-
-#[derive(Debug)]
-struct Histogram<const BUCKETS: usize> {
-    buckets: [AtomicU64; BUCKETS],
-    sum: AtomicU64,
-}
-
-impl<const BUCKETS: usize> Default for Histogram<BUCKETS> {
-    fn default() -> Self {
-        Self { buckets: std::array::from_fn(|_| AtomicU64::new(0)), sum: AtomicU64::new(0) }
-    }
-}
-
-impl<const BUCKETS: usize> Histogram<BUCKETS> {
-    fn record(&self, bounds: &[u64], value: u64) {
+impl Histogram {
+    pub(crate) fn record(&self, bounds: &[u64], value: u64) {
         let bucket = bounds.iter().take_while(|bound| value > **bound).count();
         self.buckets[bucket].fetch_add(1, Relaxed);
         self.sum.fetch_add(value, Relaxed);
     }
-
-    fn read(&self, bounds: &'static [u64]) -> Distribution {
-        Distribution { bounds, buckets: read(&self.buckets).into(), sum: self.sum.load(Relaxed) }
-    }
 }
-
-fn read<const LEN: usize>(counters: &[AtomicU64; LEN]) -> [u64; LEN] {
-    std::array::from_fn(|index| counters[index].load(Relaxed))
-}
-
-type Durations = Histogram<{ DURATION_BOUNDS_NS.len() + 1 }>;
 
 /// What one model version has done so far.
 #[derive(Debug, Default)]
 pub struct Stats {
-    request: Durations,
-    queue: Durations,
-    compute: Durations,
-    rows: Histogram<{ ROW_BOUNDS.len() + 1 }>,
-    request_compute_ns: AtomicU64,
-    output_ns: AtomicU64,
-    fail_ns: AtomicU64,
-    inferences: AtomicU64,
-    last_inference_ms: AtomicU64,
-    pending: AtomicU64,
-    restarts: AtomicU64,
-    closed: [AtomicU64; Closed::LABELS.len()],
-    refused: [AtomicU64; Refusal::LABELS.len()],
-    batch_sizes: Mutex<BTreeMap<u32, [u64; 3]>>,
+    pub(crate) request: Histogram,
+    pub(crate) queue: Histogram,
+    pub(crate) compute: Histogram,
+    pub(crate) rows: Histogram,
+    pub(crate) request_compute_ns: AtomicU64,
+    pub(crate) output_ns: AtomicU64,
+    pub(crate) fail_ns: AtomicU64,
+    pub(crate) inferences: AtomicU64,
+    pub(crate) last_inference_ms: AtomicU64,
+    pub(crate) pending: AtomicU64,
+    pub(crate) restarts: AtomicU64,
+    pub(crate) closed: [AtomicU64; Closed::LABELS.len()],
+    pub(crate) refused: [AtomicU64; Refusal::LABELS.len()],
+    pub(crate) batch_sizes: Mutex<BTreeMap<u32, [u64; 3]>>,
 }
 
 impl Stats {
@@ -237,74 +143,5 @@ impl Stats {
     /// A replica has taken the place of a dead one.
     pub fn restarted(&self) {
         self.restarts.fetch_add(1, Relaxed);
-    }
-
-    /// All numbers; each is exact, but not all of the same nanosecond.
-    pub fn snapshot(&self) -> Snapshot {
-        let request_duration = self.request.read(&DURATION_BOUNDS_NS);
-        let queue_duration = self.queue.read(&DURATION_BOUNDS_NS);
-        let (closed, refused) = (read(&self.closed), read(&self.refused));
-        let cancelled = refused[Refusal::Cancelled as usize];
-        let count = request_duration.count();
-        let size = |(rows, [count, handover, infer]): (&u32, &[u64; 3])| BatchSize {
-            rows: *rows,
-            handover: Total { count: *count, ns: *handover },
-            infer: Total { count: *count, ns: *infer },
-        };
-        Snapshot {
-            success: Total { count, ns: request_duration.sum },
-            fail: Total { count: refused.iter().sum::<u64>() - cancelled, ns: self.fail_ns.load(Relaxed) },
-            queue: Total { count, ns: queue_duration.sum },
-            compute: Total { count, ns: self.request_compute_ns.load(Relaxed) },
-            output: Total { count, ns: self.output_ns.load(Relaxed) },
-            cancelled,
-            inference_count: self.inferences.load(Relaxed),
-            execution_count: closed.iter().sum(),
-            last_inference_ms: self.last_inference_ms.load(Relaxed),
-            pending: self.pending.load(Relaxed),
-            restarts: self.restarts.load(Relaxed),
-            request_duration,
-            queue_duration,
-            compute_duration: self.compute.read(&DURATION_BOUNDS_NS),
-            batch_rows: self.rows.read(&ROW_BOUNDS),
-            closed,
-            refused,
-            batch_sizes: self.batch_sizes.lock().iter().map(size).collect(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_value_on_a_bound_belongs_to_the_bucket_below_it() {
-        let histogram = Histogram::<12>::default();
-        for rows in [1, 2, 3, 64, 65, 5000] {
-            histogram.record(&ROW_BOUNDS, rows);
-        }
-        let read = histogram.read(&ROW_BOUNDS);
-        assert_eq!(read.buckets, [1, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1]);
-        assert_eq!((read.sum, read.count()), (5135, 6));
-    }
-
-    #[test]
-    fn totals_follow_answers_refusals_and_batches() {
-        let stats = Stats::default();
-        stats.batch(2, Closed::Full, 700, 1000);
-        stats.answered(100, 1000, 1500, 1);
-        stats.answered(300, 1000, 1400, 1);
-        stats.refused(Refusal::QueueFull, 20);
-        stats.refused(Refusal::Cancelled, 9999);
-        let read = stats.snapshot();
-        assert_eq!(read.success, Total { count: 2, ns: 2900 });
-        assert_eq!(read.fail, Total { count: 1, ns: 20 });
-        assert_eq!(read.queue, Total { count: 2, ns: 400 });
-        assert_eq!(read.output, Total { count: 2, ns: 500 });
-        assert_eq!((read.inference_count, read.execution_count, read.cancelled), (2, 1, 1));
-        let (handover, infer) = (Total { count: 1, ns: 300 }, Total { count: 1, ns: 700 });
-        assert_eq!(read.batch_sizes, [BatchSize { rows: 2, handover, infer }]);
-        assert!(read.last_inference_ms > 1_700_000_000_000);
     }
 }

@@ -1,31 +1,32 @@
 //! The one place that knows the HTTP and gRPC numbers behind a [`Code`].
 
 use http::StatusCode;
+use tonic::Status;
 
-use crate::error::Code;
+use crate::error::{Code, Error};
 
-/// The HTTP status of a code, as Triton maps them.
-pub const fn http(code: Code) -> StatusCode {
+/// Both numbers of a code, as Triton maps them.
+const fn numbers(code: Code) -> (StatusCode, tonic::Code) {
     match code {
-        Code::InvalidArgument | Code::AlreadyExists | Code::Cancelled => StatusCode::BAD_REQUEST,
-        Code::NotFound => StatusCode::NOT_FOUND,
-        Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-        Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        Code::Unsupported => StatusCode::NOT_IMPLEMENTED,
-        Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        Code::InvalidArgument => (StatusCode::BAD_REQUEST, tonic::Code::InvalidArgument),
+        Code::AlreadyExists => (StatusCode::BAD_REQUEST, tonic::Code::AlreadyExists),
+        Code::Cancelled => (StatusCode::BAD_REQUEST, tonic::Code::Cancelled),
+        Code::NotFound => (StatusCode::NOT_FOUND, tonic::Code::NotFound),
+        Code::Timeout => (StatusCode::REQUEST_TIMEOUT, tonic::Code::DeadlineExceeded),
+        Code::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, tonic::Code::ResourceExhausted),
+        Code::Internal => (StatusCode::INTERNAL_SERVER_ERROR, tonic::Code::Internal),
+        Code::Unsupported => (StatusCode::NOT_IMPLEMENTED, tonic::Code::Unimplemented),
+        Code::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, tonic::Code::Unavailable),
     }
 }
 
-/// The gRPC status of a code, as Triton maps them.
-pub const fn grpc(code: Code) -> tonic::Code {
-    match code {
-        Code::InvalidArgument => tonic::Code::InvalidArgument,
-        Code::NotFound => tonic::Code::NotFound,
-        Code::Unavailable => tonic::Code::Unavailable,
-        Code::TooLarge => tonic::Code::ResourceExhausted,
-        Code::Unsupported => tonic::Code::Unimplemented,
-        Code::AlreadyExists => tonic::Code::AlreadyExists,
-        Code::Cancelled => tonic::Code::Cancelled,
-        Code::Internal => tonic::Code::Internal,
+/// The HTTP status of a code.
+pub const fn http(code: Code) -> StatusCode {
+    numbers(code).0
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        Self::new(numbers(error.code).1, error.message)
     }
 }

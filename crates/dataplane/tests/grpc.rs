@@ -15,11 +15,12 @@ use flate2::write::{GzEncoder, ZlibEncoder};
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Method, Request};
+use hyper::client::conn::http2::handshake;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use lrai_dataplane::config::Config;
 use lrai_dataplane::dataplane::{Dataplane, IndexRow};
 use lrai_dataplane::error::Error;
 use lrai_dataplane::events::Event;
-use lrai_dataplane::faces;
 use lrai_dataplane::listen::{Running, serve};
 use lrai_dataplane::proto::infer_parameter::ParameterChoice;
 use lrai_dataplane::proto::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
@@ -92,9 +93,12 @@ impl Server {
     }
 
     async fn http(&self, method: Method, path: &str, body: &str) -> (u16, Value) {
-        let answered =
-            faces::http(&self.dataplane, &method, path, Bytes::copy_from_slice(body.as_bytes())).await;
-        let answer = answered.unwrap_or_else(lrai_dataplane::fault::Fault::reply);
+        let stream =
+            tokio::net::TcpStream::connect(self.running.addresses.http.as_ref().unwrap()).await.unwrap();
+        let (mut sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::builder().method(method).uri(format!("http://test/v2/{path}"));
+        let answer = sender.send_request(request.body(body.to_owned()).unwrap()).await.unwrap();
         let status = answer.status().as_u16();
         let body = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
         (status, if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() })
@@ -691,7 +695,7 @@ async fn a_stream_ends_with_a_status_if_the_client_asks_for_that() {
 }
 
 #[tokio::test]
-async fn requests_of_a_stream_are_answered_as_they_are_completed() {
+async fn requests_of_a_stream_run_side_by_side_and_are_answered_in_their_order() {
     let (server, release) = held_server();
     let mut client = server.connect().await;
     let (response, mut stream) = client.open(&format!("{SERVICE}ModelStreamInfer"), &[]).await;
@@ -702,12 +706,18 @@ async fn requests_of_a_stream_are_answered_as_they_are_completed() {
     let fast =
         ModelInferRequest { id: "fast".into(), ..typed_request("text", input("BYTES", &[1, 1]), contents) };
     let both = [framed(0, &slow.encode_to_vec()), framed(0, &fast.encode_to_vec())].concat();
-    send(&mut stream, &both).await;
-    let first: proto::ModelStreamInferResponse = answers.next().await;
-    assert_eq!(first.infer_response.unwrap().id, "fast");
+    let unknown = ModelInferRequest { model_name: "none".into(), ..slow };
+    let all = [both, framed(0, &unknown.encode_to_vec())].concat();
+    send(&mut stream, &all).await;
+    let done = server.dataplane.model("text", "").unwrap();
+    until(|| done.stats.snapshot().success.count == 1).await;
     release.send(()).unwrap();
-    let second: proto::ModelStreamInferResponse = answers.next().await;
-    assert_eq!(second.infer_response.unwrap().id, "slow");
+    for id in ["slow", "fast"] {
+        let answer: proto::ModelStreamInferResponse = answers.next().await;
+        assert_eq!(answer.infer_response.unwrap().id, id);
+    }
+    let last: proto::ModelStreamInferResponse = answers.next().await;
+    assert_eq!(last.error_message, "Request for unknown model: 'none' is not found");
 }
 
 #[tokio::test]

@@ -305,6 +305,20 @@ fn slow_headers_close_the_connection_and_slow_bodies_answer_408() {
 }
 
 #[test]
+fn a_second_request_has_no_more_time_for_its_headers_than_the_first() {
+    let server = Server::start(&json!({ "header_timeout_ms": 200 }));
+    let (mut idle, mut dribbling) = (server.connect(), server.connect());
+    for stream in [&mut idle, &mut dribbling] {
+        send(stream, "GET", "/v2/health/live", &[], b"");
+        assert_eq!(receive(stream).status, 200);
+    }
+    dribbling.write_all(b"GET /v2 HTTP/1.1\r\nHos").unwrap();
+    assert!(is_closed(&mut dribbling));
+    send(&mut idle, "GET", "/v2/health/live", &[], b"");
+    assert_eq!(receive(&mut idle).status, 200);
+}
+
+#[test]
 fn a_connection_that_stays_idle_is_closed_and_one_that_does_not_is_kept() {
     let server = Server::start(&json!({ "keep_alive_timeout_ms": 300 }));
     let mut stream = server.connect();

@@ -8,7 +8,6 @@ use prost_reflect::{
     DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions,
 };
 
-use crate::body::Coding;
 use crate::error::{Error, Result};
 use crate::framing;
 use crate::proto;
@@ -36,12 +35,6 @@ fn to_json(message: &DynamicMessage, skip_defaults: bool) -> Result<String> {
         .serialize_with_options(&mut serde_json::Serializer::new(&mut text), &options)
         .map_err(|error| Error::internal(format!("cannot write a message as JSON: {error}")))?;
     Ok(String::from_utf8(text).expect("JSON is text"))
-}
-
-/// A message as JSON with the field names of its `.proto`, numbers as numbers, and every field that has a default.
-pub fn transcode(name: &str, message: &impl Message) -> Result<String> {
-    let dynamic = DynamicMessage::decode(message_type(name), message.encode_to_vec().as_slice());
-    to_json(&dynamic.expect("a message decodes as what it is"), false)
 }
 
 /// Reads a `config.pbtxt`: JSON text with the fields that it sets. An error names the line and shows it.
@@ -123,9 +116,9 @@ pub(super) fn json(spec: &ModelSpec) -> Result<String> {
 }
 
 /// `ModelConfig`: a `ModelConfigResponse`, whose only field is the configuration.
-pub(super) fn grpc(spec: &ModelSpec, back: Option<Coding>) -> Result<Vec<u8>> {
+pub(super) fn grpc(spec: &ModelSpec) -> Result<Vec<u8>> {
     let config = message(spec)?.encode_to_vec();
     let mut buffer = framing::begin(config.len() + 8);
     write_field(1, &config, &mut buffer);
-    framing::finish(buffer, back)
+    Ok(buffer)
 }

@@ -2,10 +2,17 @@
 
 use std::fmt::{Arguments, Write};
 
-use crate::stats::{Closed, Distribution, Refusal, Snapshot};
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode};
+
+use super::access::AccessLog;
+use super::snapshot::{Distribution, Snapshot};
+use crate::gateway::Gateway;
+use crate::reply::{self, Reply};
+use crate::stats::{Closed, Refusal};
 
 /// What Prometheus wants as content type.
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
 /// One model's labels and numbers.
 pub struct ModelMetrics {
@@ -18,6 +25,24 @@ impl ModelMetrics {
     pub fn new(name: &str, version: &str, numbers: Snapshot) -> Self {
         Self { labels: format!("model=\"{}\",version=\"{}\"", escape(name), escape(version)), numbers }
     }
+}
+
+/// The answer to `/metrics`.
+pub fn reply(gateway: &Gateway) -> Reply {
+    let models: Vec<_> = gateway
+        .dataplane
+        .models()
+        .iter()
+        .map(|model| ModelMetrics::new(&model.spec.name, &model.spec.version, model.stats.snapshot()))
+        .collect();
+    let dropped = gateway.access.as_ref().map_or(0, AccessLog::dropped);
+    let (connections, bytes) = (gateway.open_connections() as u64, gateway.dataplane.memory.used() as u64);
+    let gauges = [
+        ("lrai_connections", "Open connections.", connections),
+        ("lrai_memory_bytes", "Bytes of bodies and answers in memory.", bytes),
+        ("lrai_access_log_dropped_lines", "Lines that found no room in the access log.", dropped),
+    ];
+    reply::http(StatusCode::OK, CONTENT_TYPE, Bytes::from(render(&models, &gauges)))
 }
 
 /// Label values escape backslash, quote and line feed.

@@ -7,25 +7,32 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
-use serde_json::Value;
+use hyper::body::Incoming;
+use serde_json::{Value, json};
 
-use crate::body::Coding;
+use crate::body::Reader;
 use crate::dataplane::Dataplane;
 use crate::error::{Error, Result};
-use crate::fault::{self, Fault, JSON, Reply};
-use crate::grpc::{decode, reply};
+use crate::grpc::{decode, reply as encode};
 use crate::http::model_name;
 use crate::pool::LARGE;
 use crate::proto;
+use crate::reply::{self, Reply};
 
+pub mod access;
+pub mod binary;
+pub mod coding;
 pub mod config;
+pub mod deadline;
 pub mod metrics;
 mod repository;
 pub mod services;
 mod settings;
 mod shared_memory;
+pub mod snapshot;
 mod statistics;
 pub(crate) mod stream;
+pub mod unix;
 
 /// What server metadata tells as name. It is ours and not "triton": clients choose by the extensions, people by the name,
 /// and a person who reads it in a log must not look for the fault in another program.
@@ -42,23 +49,23 @@ pub const EXTENSIONS: [&str; 6] = [
     "statistics",
 ];
 
-/// Answers a path below `/v2/` (given without it) that is not the core protocol.
+/// Answers a path that is not the core protocol.
 pub async fn http(
     dataplane: &Arc<Dataplane>,
     method: &Method,
     path: &str,
-    body: Bytes,
-) -> Result<Reply, Fault> {
-    let segments: Vec<&str> = path.split('/').collect();
+    body: &mut Incoming,
+) -> Result<Reply> {
+    let segments: Vec<&str> = path.strip_prefix("/v2/").unwrap_or_default().split('/').collect();
     let allowed = allowed(&segments);
     if allowed.is_empty() {
-        return Err(Fault::path(&format!("/v2/{path}")));
+        return Err(reply::no_path(path));
     }
-    if !allowed.split(", ").any(|name| name == method.as_str()) {
-        return Err(Fault::method(allowed));
+    if let Some(refusal) = reply::forbidden(method, allowed) {
+        return Ok(refusal);
     }
-    let text = answer(dataplane, &segments, body, method == Method::POST).await?;
-    Ok(fault::reply(StatusCode::OK, JSON, text.into()))
+    let body = Reader::new(dataplane).all(body).await?;
+    Ok(reply::json(StatusCode::OK, &answer(dataplane, &segments, body, method == Method::POST).await?))
 }
 
 /// JSON text, or none where the answer is only that it has been done.
@@ -70,6 +77,7 @@ async fn answer(
 ) -> Result<String> {
     let model = |name: &str, version: &str| dataplane.model(&model_name(name)?, version);
     match segments {
+        ["models"] => Ok(json!({ "models": names(dataplane) }).to_string()),
         ["models", "stats"] => statistics::json(dataplane, "", ""),
         ["models", name, "stats"] => statistics::json(dataplane, &model_name(name)?, ""),
         ["models", name, "versions", version, "stats"] => {
@@ -95,9 +103,17 @@ async fn answer(
     }
 }
 
+/// The models' names, each once.
+fn names(dataplane: &Dataplane) -> Vec<String> {
+    let mut names: Vec<String> = dataplane.models().iter().map(|model| model.spec.name.clone()).collect();
+    names.dedup();
+    names
+}
+
 /// The methods of a path; empty = there is no such path.
 fn allowed(segments: &[&str]) -> &'static str {
     match segments {
+        ["models"] => "GET, HEAD",
         ["models", "stats"]
         | ["models", _, "stats" | "config"]
         | ["models", _, "versions", _, "stats" | "config"]
@@ -116,7 +132,7 @@ fn allowed(segments: &[&str]) -> &'static str {
 
 /// A body as JSON, read in the pool if it is large; no body is an empty object.
 async fn read(dataplane: &Dataplane, body: Bytes) -> Result<Value> {
-    if body.len() > LARGE { dataplane.pool.run(move || parse(&body)).await } else { parse(&body) }
+    dataplane.pool.run(body.len() > LARGE, move || parse(&body)).await
 }
 
 fn parse(body: &[u8]) -> Result<Value> {
@@ -131,33 +147,28 @@ fn parse(body: &[u8]) -> Result<Value> {
     Ok(parsed)
 }
 
-/// Answers a gRPC method that is not the core protocol; `back` is how the answer is compressed.
-pub async fn grpc(
-    dataplane: &Arc<Dataplane>,
-    method: &str,
-    message: Bytes,
-    back: Option<Coding>,
-) -> Result<Vec<u8>> {
-    match method {
+/// Answers a gRPC method that is not the core protocol.
+pub async fn grpc(dataplane: &Arc<Dataplane>, method: &str, message: Bytes) -> Result<Vec<u8>> {
+    Ok(match method {
         "ModelConfig" => {
             let request: proto::ModelConfigRequest = decode(message)?;
-            config::grpc(&dataplane.model(&request.name, &request.version)?.spec, back)
+            config::grpc(&dataplane.model(&request.name, &request.version)?.spec)?
         }
         "ModelStatistics" => {
             let request: proto::ModelStatisticsRequest = decode(message)?;
-            reply(&statistics::read(dataplane, &request.name, &request.version)?, back)
+            encode(&statistics::read(dataplane, &request.name, &request.version)?)
         }
-        "RepositoryIndex" => reply(&repository::index(dataplane, &decode(message)?)?, back),
+        "RepositoryIndex" => encode(&repository::index(dataplane, &decode(message)?)?),
         "RepositoryModelLoad" => {
             repository::load(dataplane, decode(message)?).await?;
-            reply(&proto::RepositoryModelLoadResponse {}, back)
+            encode(&proto::RepositoryModelLoadResponse {})
         }
         "RepositoryModelUnload" => {
             repository::unload(dataplane, decode(message)?).await?;
-            reply(&proto::RepositoryModelUnloadResponse {}, back)
+            encode(&proto::RepositoryModelUnloadResponse {})
         }
-        "TraceSetting" => reply(&settings::trace(dataplane, &decode(message)?)?, back),
-        "LogSettings" => reply(&settings::logging(&decode(message)?)?, back),
-        _ => shared_memory::grpc(method, message, back),
-    }
+        "TraceSetting" => encode(&settings::trace(dataplane, &decode(message)?)?),
+        "LogSettings" => encode(&settings::logging(&decode(message)?)?),
+        _ => shared_memory::grpc(method, message)?,
+    })
 }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::Request;
+use http::request::Parts;
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
 use tonic::codegen::Service;
@@ -14,7 +15,8 @@ use tonic_health::pb::health_server::{self, HealthServer};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use crate::dataplane::Dataplane;
-use crate::framing::{GrpcBody, refusal};
+use crate::framing::refusal;
+use crate::reply::{Outgoing, Reply};
 use crate::{grpc, proto};
 
 /// How soon a watcher hears of a change.
@@ -84,7 +86,8 @@ async fn watch_task(
 }
 
 /// Answers a call to any service but the inference service.
-pub async fn call(dataplane: Arc<Dataplane>, request: Request<Incoming>) -> Response<GrpcBody> {
+pub async fn call(dataplane: &Arc<Dataplane>, (parts, body): (Parts, Incoming)) -> Reply {
+    let request = Request::from_parts(parts, body);
     // Reflection is built for each call: a person's tool asks once, and the tables are not worth keeping.
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -94,7 +97,7 @@ pub async fn call(dataplane: Arc<Dataplane>, request: Request<Incoming>) -> Resp
     let known = "the descriptors were compiled with this crate";
     let path = request.uri().path();
     let Ok(response) = if path.starts_with("/grpc.health.v1.Health/") {
-        HealthServer::new(Health(dataplane)).call(request).await
+        HealthServer::new(Health(Arc::clone(dataplane))).call(request).await
     } else if path.starts_with("/grpc.reflection.v1.") {
         reflection().build_v1().expect(known).call(request).await
     } else if path.starts_with("/grpc.reflection.v1alpha.") {
@@ -102,5 +105,5 @@ pub async fn call(dataplane: Arc<Dataplane>, request: Request<Incoming>) -> Resp
     } else {
         return refusal(Status::unimplemented(format!("there is no method '{path}'")));
     };
-    response.map(GrpcBody::Boxed)
+    response.map(|body| Outgoing::Stream(body, None))
 }

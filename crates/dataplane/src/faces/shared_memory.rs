@@ -4,7 +4,6 @@
 
 use bytes::Bytes;
 
-use crate::body::Coding;
 use crate::error::{Error, Result};
 use crate::grpc::{decode, reply};
 use crate::proto;
@@ -34,19 +33,19 @@ pub(super) fn http(kind: &str, segments: &[&str]) -> Result<String> {
 }
 
 /// The six gRPC methods; anything else is unknown.
-pub(super) fn grpc(method: &str, message: Bytes, back: Option<Coding>) -> Result<Vec<u8>> {
+pub(super) fn grpc(method: &str, message: Bytes) -> Result<Vec<u8>> {
     let nothing = |kind, name: String| if name.is_empty() { Ok(()) } else { Err(no_region(kind, &name)) };
     match method {
         "SystemSharedMemoryStatus" => {
             nothing("system", decode::<proto::SystemSharedMemoryStatusRequest>(message)?.name)?;
-            reply(&proto::SystemSharedMemoryStatusResponse::default(), back)
+            Ok(reply(&proto::SystemSharedMemoryStatusResponse::default()))
         }
         "CudaSharedMemoryStatus" => {
             nothing("cuda", decode::<proto::CudaSharedMemoryStatusRequest>(message)?.name)?;
-            reply(&proto::CudaSharedMemoryStatusResponse::default(), back)
+            Ok(reply(&proto::CudaSharedMemoryStatusResponse::default()))
         }
-        "SystemSharedMemoryUnregister" => reply(&proto::SystemSharedMemoryUnregisterResponse {}, back),
-        "CudaSharedMemoryUnregister" => reply(&proto::CudaSharedMemoryUnregisterResponse {}, back),
+        "SystemSharedMemoryUnregister" => Ok(reply(&proto::SystemSharedMemoryUnregisterResponse {})),
+        "CudaSharedMemoryUnregister" => Ok(reply(&proto::CudaSharedMemoryUnregisterResponse {})),
         "SystemSharedMemoryRegister" | "CudaSharedMemoryRegister" => Err(disabled()),
         _ => Err(Error::unsupported(format!("there is no method '{method}'"))),
     }

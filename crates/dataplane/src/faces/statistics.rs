@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::config;
+use super::snapshot::{BatchSize, Total};
 use crate::dataplane::Dataplane;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::proto::{
     InferBatchStatistics, InferResponseStatistics, InferStatistics, ModelStatistics, ModelStatisticsResponse,
     StatisticDuration,
 };
-use crate::stats::{BatchSize, Total};
 
 /// The models of that name (empty = all) and version (empty = all).
 pub(super) fn read(dataplane: &Dataplane, name: &str, version: &str) -> Result<ModelStatisticsResponse> {
@@ -27,7 +26,8 @@ pub(super) fn read(dataplane: &Dataplane, name: &str, version: &str) -> Result<M
 
 /// `/stats`.
 pub(super) fn json(dataplane: &Dataplane, name: &str, version: &str) -> Result<String> {
-    config::transcode("ModelStatisticsResponse", &read(dataplane, name, version)?)
+    serde_json::to_string(&read(dataplane, name, version)?)
+        .map_err(|error| Error::internal(format!("cannot write the statistics: {error}")))
 }
 
 fn of_model(model: &Model) -> ModelStatistics {

@@ -1,167 +1,136 @@
-//! `ModelStreamInfer`, Triton's bidirectional stream: reads requests while it answers others, answers as they are completed.
+//! `ModelStreamInfer`, Triton's bidirectional stream: requests run side by side and are answered in the order in which they
+//! came.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use http::Response;
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::stream::{self, Stream, StreamExt};
 use http::request::Parts;
-use http_body_util::{BodyExt, StreamBody};
+use http_body_util::StreamBody;
 use hyper::body::{Frame, Incoming};
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until};
 use tonic::Status;
-use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 
-use crate::body::{Coding, Received};
+use super::coding::{Coding, Message};
+use super::deadline;
+use crate::answer::Answer;
+use crate::body::Reader;
 use crate::dataplane::Dataplane;
-use crate::error::{Error, Result};
-use crate::framing::{self, Framed, GrpcBody, PREFIX, trailers};
-use crate::grpc::{late, reply, run, submit};
-use crate::pool::LARGE;
+use crate::error::{Error, PANICKED, Result};
+use crate::grpc::{infer, reply};
 use crate::proto;
-use crate::protobuf;
-use crate::request::tag;
+use crate::reply::{Outgoing, Reply, trailers};
+use crate::{framing, protobuf};
 
 /// Most requests of one stream that are under way; further ones are not read.
 const MAX_UNDER_WAY: usize = 256;
 
-/// Every extra second for the rest of a message is earned by so many bytes.
-const BYTES_PER_SECOND: u64 = 64 << 10;
-
-/// Answers the call; its work ends when its answer is dropped.
-pub(crate) fn call(
+/// A call with its settings.
+struct Call {
     dataplane: Arc<Dataplane>,
-    parts: &Parts,
-    body: Incoming,
-    time: Option<Duration>,
-) -> Result<Response<GrpcBody>, Status> {
-    let (coding, back) = framing::codings(&parts.headers)?;
-    let strict = parts.headers.get("triton_grpc_error").is_some_and(|value| value == "true");
-    let (answers, receiver) = mpsc::channel(16);
-    let gone = answers.clone();
-    let stream = Stream { dataplane, answers, coding, back, strict };
-    tokio::spawn(async move {
-        let work = async {
-            let ended = match time {
-                Some(time) => timeout(time, stream.task(body)).await.unwrap_or_else(|_| Err(late())),
-                None => stream.task(body).await,
-            };
-            stream.send(trailers(&ended.err().unwrap_or_else(|| Status::ok("")))).await;
-        };
-        // When the client has gone, everything under way is dropped and thereby cancelled.
-        tokio::select! { () = work => {}, () = gone.closed() => {} }
-    });
-    let body = tonic::body::Body::new(StreamBody::new(ReceiverStream::new(receiver)));
-    Ok(framing::answer(GrpcBody::Boxed(body), back))
-}
-
-#[derive(Clone)]
-struct Stream {
-    dataplane: Arc<Dataplane>,
-    answers: mpsc::Sender<Result<Frame<Bytes>, Status>>,
     coding: Option<Coding>,
     back: Option<Coding>,
     /// A failure ends the stream with a status, instead of standing in a message.
     strict: bool,
 }
 
-impl Stream {
-    async fn send(&self, frame: Frame<Bytes>) {
-        // A receiver that has gone away needs no answer.
-        drop(self.answers.send(Ok(frame)).await);
-    }
-
-    async fn task(&self, body: Incoming) -> Result<(), Status> {
-        let memory = &self.dataplane.memory;
-        let mut messages = Messages { body, received: Received { data: Bytes::new(), held: memory.hold() } };
-        let mut under_way = JoinSet::new();
-        let mut is_open = true;
-        while is_open || !under_way.is_empty() {
-            tokio::select! {
-                message = messages.next(&self.dataplane), if is_open && under_way.len() < MAX_UNDER_WAY => {
-                    match message? {
-                        Some(message) => drop(under_way.spawn(self.clone().answer(message))),
-                        None => is_open = false,
-                    }
-                }
-                Some(done) = under_way.join_next() => {
-                    done.unwrap_or_else(|_| Err(Status::internal("the server failed on this request")))?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn answer(self, message: Framed) -> Result<(), Status> {
-        let answer = match self.infer(message).await {
-            Ok(answer) => answer,
-            Err(error) if self.strict => return Err(error.into()),
-            Err(error) => {
-                let error_message = error.message.into_owned();
-                let infer_response = Some(proto::ModelInferResponse::default());
-                reply(&proto::ModelStreamInferResponse { error_message, infer_response }, self.back)?
-            }
-        };
-        self.send(Frame::data(self.dataplane.memory.count(answer))).await;
-        Ok(())
-    }
-
-    async fn infer(&self, message: Framed) -> Result<Vec<u8>> {
-        let answer = submit(&self.dataplane, message, self.coding).await?.await?;
-        let back = self.back;
-        run(&self.dataplane, answer.byte_len() > LARGE, move || {
-            let mut message = Vec::with_capacity(answer.byte_len() + 256);
-            protobuf::write(&answer, true, &mut message).map_err(|error| tag(&answer.wanted.id, error))?;
-            let mut buffer = framing::begin(message.len() + 16);
-            protobuf::write_field(2, &message, &mut buffer);
-            let buffer = framing::finish(buffer, back)?;
-            answer.encoded();
-            Ok(buffer)
+/// Answers the call; its work ends when its answer is dropped.
+pub(crate) fn call(
+    dataplane: &Arc<Dataplane>,
+    (parts, body): (Parts, Incoming),
+    time: Option<Duration>,
+) -> Result<Reply> {
+    let (coding, back) = Coding::of_call(&parts.headers)?;
+    let strict = parts.headers.get("triton_grpc_error").is_some_and(|value| value == "true");
+    let call = Arc::new(Call { dataplane: Arc::clone(dataplane), coding, back, strict });
+    let shared = Arc::clone(&call);
+    let answers = messages(body, call)
+        .map(move |message| {
+            // A panic costs this request only; the panic hook has told of it already.
+            let answered = AssertUnwindSafe(answer(Arc::clone(&shared), message)).catch_unwind();
+            answered.map(|answer| answer.unwrap_or_else(|_| Err(Error::internal(PANICKED))))
         })
-        .await
-    }
+        .buffered(MAX_UNDER_WAY);
+    let deadline = time.map(|time| Instant::now() + time);
+    let body = tonic::body::Body::new(StreamBody::new(frames(answers, deadline)));
+    Ok(framing::answer(Outgoing::Stream(body, None), back))
 }
 
-/// What has been read of a request's body.
-struct Messages {
-    body: Incoming,
-    received: Received,
+/// The messages of a call, however long the client takes to begin one; a failure is the last.
+fn messages(body: Incoming, call: Arc<Call>) -> impl Stream<Item = Result<Message>> {
+    let reader = Reader::new(&call.dataplane);
+    stream::unfold(Some((body, reader)), move |state| {
+        let call = Arc::clone(&call);
+        async move {
+            let (mut body, mut reader) = state?;
+            match next(&mut body, &mut reader, &call).await.transpose()? {
+                Ok(message) => Some((Ok(message), Some((body, reader)))),
+                failure => Some((failure, None)),
+            }
+        }
+    })
 }
 
-impl Messages {
-    /// The next message, however long the client takes to begin it.
-    async fn next(&mut self, dataplane: &Dataplane) -> Result<Option<Framed>> {
-        let (config, received) = (&dataplane.config, &mut self.received);
-        loop {
-            if let Some(message) = Framed::take(received, config, &dataplane.memory)? {
-                return Ok(Some(message));
-            }
-            let earned = Duration::from_secs(received.data.len() as u64 / BYTES_PER_SECOND);
-            let patience = Duration::from_millis(config.body_timeout_ms) + earned;
-            let frame = if received.data.is_empty() {
-                self.body.frame().await
-            } else {
-                let late = |_| Error::invalid("the message did not arrive in time");
-                timeout(patience, self.body.frame()).await.map_err(late)?
-            };
-            match frame {
-                None if received.data.is_empty() => return Ok(None),
-                None => return Err(Error::internal("the call ended within a message")),
-                Some(Err(error)) => return Err(Error::cancelled(format!("the call broke off: {error}"))),
-                Some(Ok(frame)) => append(received, &frame.into_data().unwrap_or_default())?,
-            }
+async fn next(body: &mut Incoming, reader: &mut Reader, call: &Call) -> Result<Option<Message>> {
+    let mut began = None;
+    loop {
+        let message = framing::take(&mut reader.data, call.coding, call.dataplane.config.max_body_bytes)?;
+        if let Some(Message { data, coding }) = message {
+            return Ok(Some(Message { data: reader.held.with(data), coding }));
+        }
+        let is_idle = reader.data.is_empty();
+        if !is_idle {
+            began.get_or_insert_with(Instant::now);
+        }
+        if !reader.more(body, began).await? {
+            return if is_idle { Ok(None) } else { Err(framing::cut_off()) };
         }
     }
 }
 
-/// Growing is amortised: our own bytes come back with their spare room.
-fn append(received: &mut Received, chunk: &[u8]) -> Result<()> {
-    received.held.grow(received.data.len() + chunk.len())?;
-    let mut gathered = BytesMut::from(std::mem::take(&mut received.data));
-    gathered.reserve(chunk.len().max(PREFIX));
-    gathered.extend_from_slice(chunk);
-    received.data = gathered.freeze();
-    Ok(())
+async fn answer(call: Arc<Call>, message: Result<Message>) -> Result<Bytes> {
+    // A message that could not be read ends the stream in any case.
+    let (message, back) = (message?, call.back);
+    let encode = move |answer: &Answer| {
+        let mut message = Vec::with_capacity(answer.byte_len() + 256);
+        protobuf::write(answer, true, &mut message)?;
+        let mut buffer = framing::begin(message.len() + 16);
+        protobuf::write_field(2, &message, &mut buffer);
+        framing::finish(buffer, back)
+    };
+    let answer = match infer(&call.dataplane, message, encode).await {
+        Err(error) if !call.strict => {
+            let error_message = error.message.into_owned();
+            let infer_response = Some(proto::ModelInferResponse::default());
+            framing::finish(reply(&proto::ModelStreamInferResponse { error_message, infer_response }), back)?
+        }
+        answer => answer?,
+    };
+    Ok(call.dataplane.memory.count(answer))
+}
+
+/// The answers, then how the call ended; what is still under way by then is dropped, and thereby cancelled.
+fn frames(
+    answers: impl Stream<Item = Result<Bytes>>,
+    deadline: Option<Instant>,
+) -> impl Stream<Item = Result<Frame<Bytes>, Status>> {
+    stream::unfold(Some(Box::pin(answers)), move |answers| async move {
+        let mut answers = answers?;
+        let answer = match deadline {
+            None => answers.next().await,
+            Some(deadline) => tokio::select! {
+                answer = answers.next() => answer,
+                () = sleep_until(deadline) => Some(Err(deadline::passed())),
+            },
+        };
+        let (frame, rest) = match answer {
+            Some(Ok(answer)) => (Frame::data(answer), Some(answers)),
+            Some(Err(error)) => (trailers(&error.into()), None),
+            None => (trailers(&Status::ok("")), None),
+        };
+        Some((Ok(frame), rest))
+    })
 }

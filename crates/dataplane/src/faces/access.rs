@@ -4,8 +4,14 @@ use std::io::{BufWriter, Write};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use http::request::Parts;
+use hyper::body::{Body, Incoming};
+use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use crate::reply::Reply;
 
 /// Lines that may wait for the writer.
 const MAX_WAITING: usize = 8192;
@@ -38,8 +44,30 @@ impl AccessLog {
         Ok(Self { lines, dropped: AtomicU64::new(0) })
     }
 
+    /// A request begins; returns what ends its line.
+    pub fn begin<'a>(
+        &'a self,
+        client: &str,
+        (parts, body): &(Parts, Incoming),
+    ) -> impl FnOnce(&Reply) + use<'a> {
+        let (began, time) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH));
+        let mut line = json!({
+            "time": time.unwrap_or_default().as_secs_f64(),
+            "client": client,
+            "method": parts.method.as_str(),
+            "path": parts.uri.path(),
+            "request_bytes": body.size_hint().exact(),
+        });
+        move |reply| {
+            line["status"] = json!(reply.status().as_u16());
+            line["response_bytes"] = json!(reply.body().size_hint().exact());
+            line["duration_seconds"] = json!(began.elapsed().as_secs_f64());
+            self.log(&line);
+        }
+    }
+
     /// Takes a line, or counts it as dropped.
-    pub fn log(&self, line: &serde_json::Value) {
+    fn log(&self, line: &Value) {
         if self.lines.try_send(line.to_string()).is_err() {
             self.dropped.fetch_add(1, Relaxed);
         }
