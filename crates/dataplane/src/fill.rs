@@ -1,10 +1,12 @@
 //! Writes an input's elements to their final place, once.
 
-use crate::check::{elements, too_few};
+use bytes::Bytes;
+
+use crate::check::too_few;
 use crate::error::{Error, Result, refuse};
-use crate::json::Scanner;
-use crate::request::{Data, Input, Typed};
-use crate::tensor::DType;
+use crate::json::{Number, Scanner};
+use crate::request::{Data, Input, Typed, with_typed};
+use crate::tensor::{DType, elements, with_number};
 
 /// Decodes `input`, which has passed `check`, into `destination` and returns the bytes written; verifies what `check`
 /// leaves to it: the text of JSON data, its element count, and the range of every number.
@@ -37,24 +39,16 @@ fn put_text(input: &Input<'_>, text: &[u8], out: &mut [u8]) -> Result<usize> {
 
 fn fill_json(input: &Input<'_>, text: &[u8], out: &mut [u8]) -> Result<usize> {
     let name = input.datatype.name();
-    match input.datatype {
-        DType::Bool => fill_numbers(input, text, out, |scan| scan.boolean().map(|value| [u8::from(value)])),
-        DType::Uint8 => fill_numbers(input, text, out, |scan| scan.integer(name).map(u8::to_le_bytes)),
-        DType::Uint16 => fill_numbers(input, text, out, |scan| scan.integer(name).map(u16::to_le_bytes)),
-        DType::Uint32 => fill_numbers(input, text, out, |scan| scan.integer(name).map(u32::to_le_bytes)),
-        DType::Uint64 => fill_numbers(input, text, out, |scan| scan.integer(name).map(u64::to_le_bytes)),
-        DType::Int8 => fill_numbers(input, text, out, |scan| scan.integer(name).map(i8::to_le_bytes)),
-        DType::Int16 => fill_numbers(input, text, out, |scan| scan.integer(name).map(i16::to_le_bytes)),
-        DType::Int32 => fill_numbers(input, text, out, |scan| scan.integer(name).map(i32::to_le_bytes)),
-        DType::Int64 => fill_numbers(input, text, out, |scan| scan.integer(name).map(i64::to_le_bytes)),
-        DType::Fp32 => fill_numbers(input, text, out, |scan| scan.float(name, true).map(f32::to_le_bytes)),
-        DType::Fp64 => fill_numbers(input, text, out, |scan| scan.float(name, true).map(f64::to_le_bytes)),
-        DType::Bytes => fill_texts(input, text, out),
-        DType::Fp16 | DType::Bf16 => refuse!(
-            "receiving {name} data via JSON is not supported. Please use the binary data format for input {}",
-            input.name
-        ),
-    }
+    with_number!(input.datatype, T => fill_numbers(input, text, out, |scan| T::read(scan, name).map(T::to_le_bytes)),
+        datatype => match datatype {
+            DType::Bool => fill_numbers(input, text, out, |scan| scan.boolean().map(|value| [u8::from(value)])),
+            DType::Bytes => fill_texts(input, text, out),
+            _ => refuse!(
+                "receiving {name} data via JSON is not supported. Please use the binary data format for input {}",
+                input.name
+            ),
+        },
+    )
 }
 
 /// Decodes elements of `N` bytes each.
@@ -91,10 +85,10 @@ fn fill_texts(input: &Input<'_>, text: &[u8], out: &mut [u8]) -> Result<usize> {
 fn flatten<'a>(
     input: &Input<'_>,
     text: &'a [u8],
-    element: impl FnMut(&mut Scanner<'a>) -> Result<()>,
+    mut element: impl FnMut(&mut Scanner<'a>) -> Result<()>,
 ) -> Result<()> {
     let mut scan = Scanner::new(text);
-    let parsed = scan.flatten(element).and_then(|()| scan.end());
+    let parsed = scan.flatten(&mut element).and_then(|()| scan.end());
     parsed
         .map_err(|error| Error::invalid(format!("Unable to parse 'data': {error} of input '{}'", input.name)))
 }
@@ -105,22 +99,13 @@ fn too_many(scan: &Scanner<'_>) -> Error {
 }
 
 fn fill_typed(input: &Input<'_>, typed: Typed<'_>, out: &mut [u8]) -> Result<usize> {
-    match (typed, input.datatype) {
-        (Typed::Bool(values), _) => convert(input, values, out, |value: bool| [u8::from(value)]),
-        (Typed::Int(values), DType::Int8) => convert(input, values, out, i8::to_le_bytes),
-        (Typed::Int(values), DType::Int16) => convert(input, values, out, i16::to_le_bytes),
-        (Typed::Int(values), _) => convert(input, values, out, i32::to_le_bytes),
-        (Typed::Int64(values), _) => convert(input, values, out, i64::to_le_bytes),
-        (Typed::Uint(values), DType::Uint8) => convert(input, values, out, u8::to_le_bytes),
-        (Typed::Uint(values), DType::Uint16) => convert(input, values, out, u16::to_le_bytes),
-        (Typed::Uint(values), _) => convert(input, values, out, u32::to_le_bytes),
-        (Typed::Uint64(values), _) => convert(input, values, out, u64::to_le_bytes),
-        (Typed::Fp32(values), _) => convert(input, values, out, f32::to_le_bytes),
-        (Typed::Fp64(values), _) => convert(input, values, out, f64::to_le_bytes),
-        (Typed::Bytes(texts), _) => texts
-            .iter()
-            .try_fold(0, |written, text| Ok(written + put_text(input, text, &mut out[written..])?)),
+    if let Typed::Bytes(texts) = typed {
+        let put = |written, text: &Bytes| Ok(written + put_text(input, text, &mut out[written..])?);
+        return texts.iter().try_fold(0, put);
     }
+    with_typed!(typed, input.datatype, values, T => convert(input, values, out, T::to_le_bytes), _ => {
+        Err(Error::internal(format!("typed contents of another datatype for input '{}'", input.name)))
+    })
 }
 
 /// Writes numbers that may be wider in the message than in the tensor.

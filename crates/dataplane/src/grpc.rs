@@ -72,7 +72,7 @@ async fn unary(
     let (config, memory) = (&dataplane.config, &dataplane.memory);
     let message = Framed::only(body::read(&mut body, config, memory).await?, config, memory)?;
     let answer = if method == "ModelInfer" {
-        let answer = submit(dataplane, message, coding).await?.await?;
+        let answer = submit(dataplane, message, coding).await?.answer().await?;
         encode(dataplane, answer, back).await?
     } else {
         let (limit, memory) = (config.max_body_bytes, memory.clone());

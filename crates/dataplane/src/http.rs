@@ -17,6 +17,7 @@ use crate::body::{self, Coding};
 use crate::dataplane::Dataplane;
 use crate::encode::encode;
 use crate::error::{Code, Error, Result};
+use crate::faces::binary::{parse_binary, parse_raw};
 use crate::faces::config::transcode;
 use crate::faces::{self, metrics};
 use crate::fault::{Fault, JSON, Reply, json, reply};
@@ -24,7 +25,7 @@ use crate::gateway::Gateway;
 use crate::grpc::{model_metadata, server_metadata};
 use crate::models::Model;
 use crate::pool::LARGE;
-use crate::request::{parse_binary, parse_json, parse_raw, tag};
+use crate::request::{parse_json, tag};
 use crate::stats::Refusal;
 
 /// Bytes of the JSON head in front of binary tensors.
@@ -222,7 +223,7 @@ async fn infer(
         drop(received);
         ticket
     };
-    let answer = ticket.await?;
+    let answer = ticket.answer().await?;
     let packing = Coding::wanted(headers).filter(|_| encoded_len(&answer) >= body::MIN_COMPRESSED);
     let answered = if packing.is_some() || encoded_len(&answer) > LARGE {
         dataplane.pool.run(move || Answered::new(&answer, packing)).await?

@@ -21,6 +21,7 @@ pub mod events;
 pub mod link;
 pub mod mailbox;
 pub mod queue;
+pub mod recovery;
 pub mod rule;
 pub mod slab;
 pub mod wire;

@@ -7,15 +7,17 @@ use bytes::Bytes;
 use prost::encoding::{
     DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, int64, skip_field,
 };
+use serde_json::Value;
 use smallvec::SmallVec;
 
 use crate::answer::Answer;
-use crate::encode::classify;
+use crate::check::WantedOutput;
+use crate::encode;
 use crate::error::{Error, Result};
 use crate::proto::infer_parameter::ParameterChoice;
 use crate::proto::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use crate::proto::{InferParameter, InferTensorContents, ModelInferRequest};
-use crate::request::{Data, InferRequest, Input, Parameter, Parameters, Requested, Typed};
+use crate::request::{Data, InferRequest, Input, Parameters, Requested, Typed};
 use crate::tensor::{DType, Shape};
 
 /// A field of a response: the parameter by which Triton's clients know that nothing more follows for a request.
@@ -132,13 +134,13 @@ fn parse_parameters(map: &BTreeMap<String, InferParameter>) -> Parameters<'_> {
         .collect()
 }
 
-fn parse_parameter(parameter: &InferParameter) -> Option<Parameter<'_>> {
+fn parse_parameter(parameter: &InferParameter) -> Option<Value> {
     Some(match parameter.parameter_choice.as_ref()? {
-        ParameterChoice::BoolParam(value) => Parameter::Bool(*value),
-        ParameterChoice::Int64Param(value) => Parameter::Int(*value),
-        ParameterChoice::StringParam(value) => Parameter::String(Cow::Borrowed(value)),
-        ParameterChoice::DoubleParam(value) => Parameter::Double(*value),
-        ParameterChoice::Uint64Param(value) => Parameter::Uint(*value),
+        ParameterChoice::BoolParam(value) => (*value).into(),
+        ParameterChoice::Int64Param(value) => (*value).into(),
+        ParameterChoice::StringParam(value) => value.as_str().into(),
+        ParameterChoice::DoubleParam(value) => (*value).into(),
+        ParameterChoice::Uint64Param(value) => (*value).into(),
     })
 }
 
@@ -159,16 +161,10 @@ pub fn write(answer: &Answer, is_streamed: bool, buffer: &mut Vec<u8>) -> Result
         let view = &views[wanted.index];
         tensor.clear();
         write_field(1, view.spec.name.as_bytes(), &mut tensor);
-        if wanted.classification > 0 {
-            let (shape, classes) = classify(spec, view, wanted.classification)?;
-            write_field(2, DType::Bytes.name().as_bytes(), &mut tensor);
-            int64::encode_packed(3, &shape, &mut tensor);
-            contents.push(classes.into());
-        } else {
-            write_field(2, view.spec.datatype.name().as_bytes(), &mut tensor);
-            int64::encode_packed(3, view.shape, &mut tensor);
-            contents.push(view.data.into());
-        }
+        let answered = encode::answer(spec, &WantedOutput { binary: true, ..*wanted }, view)?;
+        write_field(2, answered.datatype.name().as_bytes(), &mut tensor);
+        int64::encode_packed(3, &answered.shape, &mut tensor);
+        contents.push(answered.data);
         write_field(5, &tensor, buffer);
     }
     for bytes in contents {

@@ -7,10 +7,9 @@ use bytes::Bytes;
 use lrai_dataplane::check::{Checked, Wanted, WantedOutput, check};
 use lrai_dataplane::encode::{OutputView, encode};
 use lrai_dataplane::error::Result;
+use lrai_dataplane::faces::binary::{parse_binary, parse_raw};
 use lrai_dataplane::fill::fill;
-use lrai_dataplane::request::{
-    Data, InferRequest, Input, Parameters, Typed, parse_binary, parse_json, parse_raw,
-};
+use lrai_dataplane::request::{Data, InferRequest, Input, Parameters, Typed, parse_json};
 use lrai_dataplane::tensor::{DType, ModelSpec, Shape};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -43,12 +42,12 @@ fn model_of(datatype: DType, shape: &[i64]) -> ModelSpec {
 /// Checks a request and fills each input into room of the promised size.
 fn accept(spec: &ModelSpec, request: &InferRequest<'_>) -> Result<(Checked, Vec<Option<Vec<u8>>>)> {
     let checked = check(spec, request)?;
-    let filled = checked.placements.iter().map(|placement| {
-        let Some(source) = placement.source else { return Ok(None) };
-        let mut room = vec![0xaa; placement.max_bytes];
+    let filled = checked.sources.iter().zip(&checked.max_bytes).map(|(source, max_bytes)| {
+        let Some(source) = *source else { return Ok(None) };
+        let mut room = vec![0xaa; *max_bytes];
         let written = fill(&request.inputs[source], &mut room)?;
         let is_text = request.inputs[source].datatype == DType::Bytes;
-        assert!(is_text || written == placement.max_bytes, "only the size of text may be a bound");
+        assert!(is_text || written == *max_bytes, "only the size of text may be a bound");
         room.truncate(written);
         Ok(Some(room))
     });
@@ -100,9 +99,13 @@ impl RequestCase {
             (None, None, None) => parse_json(&body)?,
             _ => parse_binary(&body, head_len)?,
         };
-        let (Checked { rows, placements, wanted }, filled) =
+        let (Checked { rows, shapes, wanted, .. }, filled) =
             accept(spec, &request).map_err(|error| request.tag(error))?;
-        let shape = self.shape.as_ref().map(|_| placements[0].shape.to_vec());
+        let shape = self.shape.as_ref().map(|_| request.inputs[0].shape.to_vec());
+        for (shape, expected) in shapes.iter().zip(&spec.inputs) {
+            let is_open = |shape: &Shape| !spec.is_batched() || expected.shape.is_empty() || shape[0] == 0;
+            assert!(shape.as_ref().is_none_or(is_open), "batches are told apart by their rows");
+        }
         let filled: Vec<_> = filled.iter().map(|bytes| bytes.as_deref().map(hex_of)).collect();
         let outputs: Vec<_> = wanted.outputs.iter().map(|o| (o.index, o.binary, o.classification)).collect();
         let Wanted { id, priority, timeout_us, .. } = wanted;
@@ -168,7 +171,11 @@ fn every_answer_is_written_as_its_case_says() {
         let wanted = Wanted { id, outputs: wanted.collect(), ..Wanted::default() };
         let data: Vec<_> = outputs.iter().map(|output| bytes_of(&output.data)).collect();
         let views = spec.outputs.iter().zip(&outputs).zip(&data);
-        let views = views.map(|((spec, output), data)| OutputView { spec, shape: &output.shape, data });
+        let views = views.map(|((spec, output), data)| OutputView {
+            spec,
+            shape: Shape::from_slice(&output.shape),
+            data,
+        });
         let got = match encode(spec, &wanted, &views.collect::<Vec<_>>()) {
             Err(error) => (None, None, Some(format!("{:?}: {error}", error.code))),
             Ok(encoded) => {
@@ -441,7 +448,7 @@ proptest! {
         let spec = model_of(datatype.0, &shape);
         let wanted = WantedOutput { index: 0, binary, classification };
         let wanted = Wanted { outputs: [wanted].into_iter().collect(), ..Wanted::default() };
-        let encoded = encode(&spec, &wanted, &[OutputView { spec: &spec.outputs[0], shape: &shape, data: &data }]);
+        let encoded = encode(&spec, &wanted, &[OutputView { spec: &spec.outputs[0], shape: Shape::from_slice(&shape), data: &data }]);
         if let Ok(encoded) = encoded {
             let head = &encoded.body[..encoded.head_len.unwrap_or(encoded.body.len())];
             prop_assert!(is_json(head) || head.windows(3).any(|word| word == b"NaN"));
@@ -488,7 +495,7 @@ fn round_trip(datatype: DType, count: usize, data: &[u8]) -> Vec<u8> {
     let spec = model_of(datatype, &[-1]);
     let wanted = WantedOutput { index: 0, binary: false, classification: 0 };
     let wanted = Wanted { outputs: [wanted].into_iter().collect(), ..Wanted::default() };
-    let view = OutputView { spec: &spec.outputs[0], shape: &[count as i64], data };
+    let view = OutputView { spec: &spec.outputs[0], shape: Shape::from_slice(&[count as i64]), data };
     let answer = String::from_utf8(encode(&spec, &wanted, &[view]).unwrap().body).unwrap();
     let request = answer.replacen("\"outputs\":[{\"name\":\"y\"", "\"inputs\":[{\"name\":\"x\"", 1);
     read_one(&spec, request.as_bytes()).unwrap()

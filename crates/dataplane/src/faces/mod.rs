@@ -1,6 +1,7 @@
 //! Triton's extensions of the Open Inference Protocol, over HTTP and gRPC alike.
 //!
-//! Called by `http.rs` and `grpc.rs` for what is not the core protocol; nothing here is on the way of an inference request.
+//! Called by `http.rs` and `grpc.rs` for what is not the core protocol; nothing here is on the way of a plain
+//! inference request: what one says in parameters or asks of its outputs beyond the protocol is looked at only if it is there.
 //! Each file has one extension: what it answers is decided once, both faces only translate.
 
 use std::sync::Arc;
@@ -18,9 +19,12 @@ use crate::http::model_name;
 use crate::pool::LARGE;
 use crate::proto;
 
+pub mod binary;
+pub(crate) mod classification;
 pub mod config;
 pub mod metrics;
-mod repository;
+pub(crate) mod parameters;
+pub mod repository;
 pub mod services;
 mod settings;
 mod shared_memory;

@@ -109,7 +109,7 @@ impl Stream {
     }
 
     async fn infer(&self, message: Framed) -> Result<Vec<u8>> {
-        let answer = submit(&self.dataplane, message, self.coding).await?.await?;
+        let answer = submit(&self.dataplane, message, self.coding).await?.answer().await?;
         let back = self.back;
         run(&self.dataplane, answer.byte_len() > LARGE, move || {
             let mut message = Vec::with_capacity(answer.byte_len() + 256);
