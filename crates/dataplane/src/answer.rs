@@ -30,7 +30,9 @@ pub struct Outputs {
     pub places: SmallVec<[Place; 2]>,
     /// From [`divide`].
     pub spans: Spans,
-    /// From its dispatch to its return.
+    /// When the batch was sent.
+    pub sent: Instant,
+    /// From then to its return.
     pub compute_ns: u64,
 }
 
@@ -41,17 +43,8 @@ impl Drop for Outputs {
     }
 }
 
-/// One request's share of a batch's outputs.
-pub struct Part {
-    /// The outputs of the batch.
-    pub outputs: Arc<Outputs>,
-    /// The request's place in the batch.
-    pub index: usize,
-    /// Its rows.
-    pub rows: u32,
-    /// How long it has waited.
-    pub queue_ns: u64,
-}
+/// One request's share: the outputs of its batch, and its place in it.
+pub type Part = (Arc<Outputs>, usize);
 
 /// Divides what an actor announced among requests of that many rows. `None` if that is not possible, so that each must
 /// run alone; an error says how the actor lies or is confused.
@@ -92,6 +85,7 @@ pub struct Ticket {
     pub(crate) receiver: oneshot::Receiver<Result<Part>>,
     pub(crate) model: Arc<Model>,
     pub(crate) wanted: Wanted,
+    pub(crate) rows: u32,
     pub(crate) batch: u64,
     pub(crate) enqueued: Instant,
 }
@@ -114,7 +108,10 @@ impl Ticket {
             }
         };
         match outcome {
-            Ok(Ok(part)) => Ok(Answer { wanted: self.wanted, part, enqueued: self.enqueued }),
+            Ok(Ok((outputs, index))) => {
+                let Self { wanted, rows, enqueued, .. } = self;
+                Ok(Answer { wanted, rows, enqueued, outputs, index })
+            }
             // Errors of the queue were counted where they arose; only the request's id is added here.
             Ok(Err(error)) => Err(tag(&self.wanted.id, error)),
             Err(_) => Err(self.refuse("the server is shutting down", Refusal::NotReady)),
@@ -132,41 +129,42 @@ impl Ticket {
 pub struct Answer {
     /// What the request asked for.
     pub wanted: Wanted,
-    part: Part,
+    rows: u32,
     enqueued: Instant,
+    outputs: Arc<Outputs>,
+    index: usize,
 }
 
 impl Answer {
     /// The model that answered.
     pub fn model(&self) -> &Model {
-        &self.part.outputs.model
+        &self.outputs.model
     }
 
     /// All outputs in the model's order, with this request's shapes.
     pub fn views(&self) -> SmallVec<[OutputView<'_>; 4]> {
-        let Part { outputs, index, rows, .. } = &self.part;
-        let slot = outputs.slot.as_ref().expect("the outputs are on loan until they are dropped");
+        let slot = self.outputs.slot.as_ref().expect("the outputs are on loan until they are dropped");
         let view = |((spec, place), spans): ((_, &Place), &Vec<Span>)| {
             let mut shape = place.shape.clone();
             if spans.len() > 1 {
-                shape[0] = i64::from(*rows);
+                shape[0] = i64::from(self.rows);
             }
-            let data = slot.bytes(spans[*index]).expect("spans were checked when the batch came back");
+            let data = slot.bytes(spans[self.index]).expect("spans were checked when the batch came back");
             OutputView { spec, shape, data }
         };
-        let specs = &outputs.model.spec.outputs;
-        specs.iter().zip(&outputs.places).zip(&outputs.spans).map(view).collect()
+        let Outputs { model, places, spans, .. } = &*self.outputs;
+        model.spec.outputs.iter().zip(places).zip(spans).map(view).collect()
     }
 
     /// Bytes of all outputs.
     pub fn byte_len(&self) -> usize {
-        self.part.outputs.spans.iter().map(|spans| spans[self.part.index].len).sum()
+        self.outputs.spans.iter().map(|spans| spans[self.index].len).sum()
     }
 
     /// To be called when the answer has been encoded: counts it.
     pub fn encoded(&self) {
-        let total_ns = self.enqueued.elapsed().as_nanos() as u64;
-        let Part { outputs, rows, queue_ns, .. } = &self.part;
-        outputs.model.stats.answered(*queue_ns, outputs.compute_ns, total_ns, *rows);
+        let Outputs { model, sent, compute_ns, .. } = &*self.outputs;
+        let queue_ns = sent.saturating_duration_since(self.enqueued).as_nanos() as u64;
+        model.stats.answered(queue_ns, *compute_ns, self.enqueued.elapsed().as_nanos() as u64, self.rows);
     }
 }

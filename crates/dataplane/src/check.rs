@@ -4,7 +4,7 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::error::{Error, Result, refuse};
 use crate::faces::parameters;
-use crate::request::{Data, InferRequest, Input, Requested, Typed, with_typed};
+use crate::request::{Data, InferRequest, Input, Requested};
 use crate::tensor::{DType, ModelSpec, Shape, TensorSpec, elements, split_text};
 
 /// A list with one element for each input of the model, in the order of its specification.
@@ -179,25 +179,16 @@ fn check_size(spec: &ModelSpec, input: &Input<'_>) -> Result<usize> {
         refuse!("invalid shape for input '{name}': shape {} {why}", list(&input.shape));
     };
     let is_text = input.datatype == DType::Bytes;
-    let got = match input.data {
+    let got = match &input.data {
         // Every element takes a byte of the text: a huge shape is refused before memory is reserved for it.
         Data::Json(text) if count > text.len() => return Err(too_few(input, count)),
         // Four bytes of length take the place of two quotes, if not of a comma as well.
         Data::Json(text) if is_text => return Ok(text.len() + 2 * count),
         Data::Json(_) => return Ok(count * size),
-        Data::Element(data) => return Ok(4 + data.len()),
         Data::Raw(data) if is_text => {
             check_count(spec, input, count, count_texts(data))?;
             return Ok(data.len());
         }
-        Data::Typed(Typed::Bytes(texts)) if is_text => {
-            check_count(spec, input, count, Some(texts.len()))?;
-            return Ok(texts.iter().map(|text| 4 + text.len()).sum());
-        }
-        Data::Typed(typed) => with_typed!(typed, input.datatype, values, _T => size * values.len(), _ => {
-            let tensor = format!("input tensor '{name}' for model '{model}'");
-            refuse!("unexpected explicit tensor data for {tensor}, expected {}", input.datatype.name())
-        }),
         Data::Raw(data) => data.len(),
         Data::Missing if count == 0 => 0,
         Data::Missing => {

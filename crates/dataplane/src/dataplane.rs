@@ -20,11 +20,12 @@ use crate::pool::Pool;
 use crate::rule::Knobs;
 use crate::tensor::ModelSpec;
 
+/// Where requests go.
 #[derive(Default)]
-struct Routes {
+pub(crate) struct Routes {
     by_key: HashMap<u64, Arc<Model>>,
-    /// Versions of a name, the default (highest) first.
-    by_name: HashMap<String, Vec<Arc<Model>>>,
+    /// Versions of a name, the default (highest) first; no name is without one.
+    pub by_name: HashMap<String, Vec<Arc<Model>>>,
 }
 
 /// The state behind all faces.
@@ -41,7 +42,7 @@ pub struct Dataplane {
     pub pool: Pool,
     /// What the repository holds beside the models that are served.
     pub repository: Repository,
-    routes: RwLock<Routes>,
+    pub(crate) routes: RwLock<Routes>,
     runtime: OnceLock<Handle>,
     last_id: AtomicU64,
 }
@@ -131,7 +132,7 @@ impl Dataplane {
         Ok(key)
     }
 
-    fn by_key(&self, key: u64) -> io::Result<Arc<Model>> {
+    pub(crate) fn by_key(&self, key: u64) -> io::Result<Arc<Model>> {
         let found = self.routes.read().by_key.get(&key).map(Arc::clone);
         found.ok_or_else(|| {
             io::Error::new(io::ErrorKind::NotFound, format!("there is no model with key {key}"))
@@ -150,21 +151,6 @@ impl Dataplane {
         if let Some(former) = former {
             former.close(Some(model));
         }
-        Ok(())
-    }
-
-    /// Takes a model out of the routes; an event tells when it has answered its last request.
-    pub fn remove_model(&self, key: u64) -> io::Result<()> {
-        let model = self.by_key(key)?;
-        let mut routes = self.routes.write();
-        if let Some(versions) = routes.by_name.get_mut(&model.spec.name) {
-            versions.retain(|candidate| candidate.key != key);
-            if versions.is_empty() {
-                routes.by_name.remove(&model.spec.name);
-            }
-        }
-        drop(routes);
-        model.close(None);
         Ok(())
     }
 

@@ -1,44 +1,22 @@
 //! Writes an input's elements to their final place, once.
 
-use bytes::Bytes;
-
 use crate::check::too_few;
 use crate::error::{Error, Result, refuse};
 use crate::json::{Number, Scanner};
-use crate::request::{Data, Input, Typed, with_typed};
+use crate::request::{Data, Input};
 use crate::tensor::{DType, elements, with_number};
 
-/// Decodes `input`, which has passed `check`, into `destination` and returns the bytes written; verifies what `check`
-/// leaves to it: the text of JSON data, its element count, and the range of every number.
-pub fn fill(input: &Input<'_>, destination: &mut [u8]) -> Result<usize> {
-    match input.data {
-        Data::Json(text) => fill_json(input, text, destination),
-        Data::Typed(typed) => fill_typed(input, typed, destination),
+/// Decodes `input`, which has passed `check`, into `out` and returns the bytes written; verifies what `check` leaves to
+/// it: the text of JSON data, its element count, and the range of every number.
+pub fn fill(input: &Input<'_>, out: &mut [u8]) -> Result<usize> {
+    let (text, name) = match &input.data {
+        Data::Json(text) => (*text, input.datatype.name()),
         Data::Raw(data) => {
-            room(input, destination, data.len())?.copy_from_slice(data);
-            Ok(data.len())
+            out.get_mut(..data.len()).ok_or_else(|| too_small(input))?.copy_from_slice(data);
+            return Ok(data.len());
         }
-        Data::Element(text) => put_text(input, text, destination),
-        Data::Missing => Ok(0),
-    }
-}
-
-fn room<'d>(input: &Input<'_>, destination: &'d mut [u8], bytes: usize) -> Result<&'d mut [u8]> {
-    let too_small = || Error::internal(format!("the room for input '{}' is too small", input.name));
-    destination.get_mut(..bytes).ok_or_else(too_small)
-}
-
-/// Writes one `BYTES` element at the front of `out`.
-fn put_text(input: &Input<'_>, text: &[u8], out: &mut [u8]) -> Result<usize> {
-    let Ok(length) = u32::try_from(text.len()) else { refuse!("a string of more than 4 GiB") };
-    let (head, tail) = room(input, out, 4 + text.len())?.split_at_mut(4);
-    head.copy_from_slice(&length.to_le_bytes());
-    tail.copy_from_slice(text);
-    Ok(4 + text.len())
-}
-
-fn fill_json(input: &Input<'_>, text: &[u8], out: &mut [u8]) -> Result<usize> {
-    let name = input.datatype.name();
+        Data::Missing => return Ok(0),
+    };
     with_number!(input.datatype, T => fill_numbers(input, text, out, |scan| T::read(scan, name).map(T::to_le_bytes)),
         datatype => match datatype {
             DType::Bool => fill_numbers(input, text, out, |scan| scan.boolean().map(|value| [u8::from(value)])),
@@ -51,6 +29,11 @@ fn fill_json(input: &Input<'_>, text: &[u8], out: &mut [u8]) -> Result<usize> {
     )
 }
 
+#[cold]
+fn too_small(input: &Input<'_>) -> Error {
+    Error::internal(format!("the room for input '{}' is too small", input.name))
+}
+
 /// Decodes elements of `N` bytes each.
 #[inline]
 fn fill_numbers<'a, const N: usize>(
@@ -59,69 +42,48 @@ fn fill_numbers<'a, const N: usize>(
     out: &mut [u8],
     read: impl Fn(&mut Scanner<'a>) -> Result<[u8; N]>,
 ) -> Result<usize> {
-    let count = elements(&input.shape).unwrap_or(0);
-    let mut slots = room(input, out, count * N)?.as_chunks_mut::<N>().0.iter_mut();
-    flatten(input, text, |scan| {
-        *slots.next().ok_or_else(|| too_many(scan))? = read(scan)?;
+    let mut slots = out.as_chunks_mut::<N>().0.iter_mut();
+    let count = visit(input, text, read, |value| {
+        *slots.next().ok_or_else(|| too_small(input))? = value;
         Ok(())
     })?;
-    if slots.len() == 0 { Ok(count * N) } else { Err(too_few(input, count)) }
+    Ok(count * N)
 }
 
 fn fill_texts(input: &Input<'_>, text: &[u8], out: &mut [u8]) -> Result<usize> {
-    let (count, mut found, mut written) = (elements(&input.shape).unwrap_or(0), 0, 0);
-    flatten(input, text, |scan| {
-        found += 1;
-        if found > count {
-            return Err(too_many(scan));
-        }
-        written += put_text(input, scan.string()?.as_bytes(), &mut out[written..])?;
+    let mut written = 0;
+    visit(input, text, Scanner::string, |text| {
+        let Ok(length) = u32::try_from(text.len()) else { refuse!("a string of more than 4 GiB") };
+        let place = out.get_mut(written..written + 4 + text.len()).ok_or_else(|| too_small(input))?;
+        place[..4].copy_from_slice(&length.to_le_bytes());
+        place[4..].copy_from_slice(text.as_bytes());
+        written += place.len();
         Ok(())
     })?;
-    if found == count { Ok(written) } else { Err(too_few(input, count)) }
+    Ok(written)
 }
 
+/// Reads every element of JSON data, which must be as many as the shape has, and puts it down; returns their number.
 #[inline]
-fn flatten<'a>(
+fn visit<'a, T>(
     input: &Input<'_>,
     text: &'a [u8],
-    mut element: impl FnMut(&mut Scanner<'a>) -> Result<()>,
-) -> Result<()> {
-    let mut scan = Scanner::new(text);
-    let parsed = scan.flatten(&mut element).and_then(|()| scan.end());
-    parsed
-        .map_err(|error| Error::invalid(format!("Unable to parse 'data': {error} of input '{}'", input.name)))
+    read: impl Fn(&mut Scanner<'a>) -> Result<T>,
+    mut put: impl FnMut(T) -> Result<()>,
+) -> Result<usize> {
+    let (mut scan, count) = (Scanner::new(text), elements(&input.shape).unwrap_or(0));
+    let mut missing = count;
+    let parsed = scan.flatten(|scan| {
+        let element = read(scan)?;
+        missing = missing.checked_sub(1).ok_or_else(|| too_many(scan))?;
+        put(element)
+    });
+    let named = |error| Error::invalid(format!("Unable to parse 'data': {error} of input '{}'", input.name));
+    parsed.and_then(|()| scan.end()).map_err(named)?;
+    if missing == 0 { Ok(count) } else { Err(too_few(input, count)) }
 }
 
 #[cold]
 fn too_many(scan: &Scanner<'_>) -> Error {
     scan.fault("Shape does not match true shape of 'data' field: one element too many")
-}
-
-fn fill_typed(input: &Input<'_>, typed: Typed<'_>, out: &mut [u8]) -> Result<usize> {
-    if let Typed::Bytes(texts) = typed {
-        let put = |written, text: &Bytes| Ok(written + put_text(input, text, &mut out[written..])?);
-        return texts.iter().try_fold(0, put);
-    }
-    with_typed!(typed, input.datatype, values, T => convert(input, values, out, T::to_le_bytes), _ => {
-        Err(Error::internal(format!("typed contents of another datatype for input '{}'", input.name)))
-    })
-}
-
-/// Writes numbers that may be wider in the message than in the tensor.
-#[inline]
-fn convert<T: Copy + TryInto<U> + std::fmt::Display, U, const N: usize>(
-    input: &Input<'_>,
-    values: &[T],
-    out: &mut [u8],
-    to_bytes: impl Fn(U) -> [u8; N],
-) -> Result<usize> {
-    let slots = room(input, out, values.len() * N)?.as_chunks_mut::<N>().0;
-    for (slot, value) in slots.iter_mut().zip(values) {
-        let Ok(narrow) = (*value).try_into() else {
-            refuse!("{value} is out of range for {} in input '{}'", input.datatype.name(), input.name);
-        };
-        *slot = to_bytes(narrow);
-    }
-    Ok(values.len() * N)
 }

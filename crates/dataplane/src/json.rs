@@ -231,16 +231,25 @@ impl<'a> Scanner<'a> {
 
     /// Calls `element` for every element of an array of any nesting, in order, or for a value that is no array.
     #[inline]
-    pub fn flatten<F: FnMut(&mut Self) -> Result<()>>(&mut self, element: &mut F) -> Result<()> {
-        if self.peek() != Some(b'[') {
-            return element(self);
+    pub fn flatten(&mut self, mut element: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
+        let outer = self.depth;
+        loop {
+            if self.take(b'[') {
+                self.enter()?;
+                if self.peek() != Some(b']') {
+                    continue;
+                }
+            } else {
+                element(self)?;
+            }
+            while self.depth > outer && !self.take(b',') {
+                self.need(b']')?;
+                self.depth -= 1;
+            }
+            if self.depth == outer {
+                return Ok(());
+            }
         }
-        // An element is read here, and not by a call of this function, because most are no arrays.
-        self.list(
-            b'[',
-            b']',
-            |scan| if scan.peek() == Some(b'[') { scan.flatten(element) } else { element(scan) },
-        )
     }
 
     /// The text of the next value. Of an array only brackets and quotes are looked at: its reader must check the rest.

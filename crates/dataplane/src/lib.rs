@@ -13,6 +13,7 @@ pub mod encode;
 pub mod fill;
 pub mod json;
 pub mod request;
+pub mod typed;
 
 // from a request's rows to a replica and back
 pub mod answer;

@@ -4,14 +4,14 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
-use crate::answer::{Outputs, Part, Spans, Ticket, divide};
+use crate::answer::{Outputs, Spans, Ticket, divide};
 use crate::check::{Checked, PerInput, check};
 use crate::error::{Error, Result};
 use crate::events::{Event, Events};
@@ -38,14 +38,20 @@ pub struct Model {
     pub spec: Arc<ModelSpec>,
     /// What it has done.
     pub stats: Arc<Stats>,
-    queue: Mutex<Queue>,
+    /// Requests and replicas.
+    pub(crate) queue: Mutex<Queue>,
+    /// What the control plane hears.
+    pub(crate) events: Arc<Events>,
+    /// Where its tasks run.
+    pub(crate) runtime: Handle,
+    /// Who answers what comes after it was closed.
+    pub(crate) successor: OnceLock<Arc<Self>>,
+    /// It has been closed and has answered everything.
+    pub(crate) removed: AtomicBool,
+    /// Wakes what dispatches.
+    pub(crate) timer: Notify,
     slab: Arc<Slab>,
-    events: Arc<Events>,
-    runtime: Handle,
     starved: AtomicBool,
-    removed: AtomicBool,
-    successor: OnceLock<Arc<Self>>,
-    timer: Notify,
 }
 
 /// The input bytes that a slot of this model must hold.
@@ -104,7 +110,7 @@ impl Model {
     fn try_submit(self: &Arc<Self>, request: &InferRequest<'_>, now: Instant) -> Result<Ticket, Refused> {
         let checked = check(&self.spec, request).map_err(|error| (error, Refusal::Invalid))?;
         let reservation = self.queue.lock().reserve(&checked, now)?;
-        let Checked { sources, wanted, .. } = checked;
+        let Checked { rows, sources, wanted, .. } = checked;
         let Reservation { batch, entry, mut regions, answer: receiver } = reservation;
         let write = |(source, region): (Option<usize>, &mut crate::slab::Region)| {
             source.map_or(Ok(0), |source| fill(&request.inputs[source], region.bytes()))
@@ -121,7 +127,7 @@ impl Model {
         }
         drop(queue);
         outcome?;
-        Ok(Ticket { receiver, model: Arc::clone(self), wanted, batch, enqueued: now })
+        Ok(Ticket { receiver, model: Arc::clone(self), wanted, rows, batch, enqueued: now })
     }
 
     /// Whether a batch has never been dispatched.
@@ -216,13 +222,11 @@ impl Model {
     ) {
         let compute_ns = now.duration_since(sent).as_nanos() as u64;
         self.stats.batch(batch.rows, closed, infer_ns.min(compute_ns), compute_ns);
-        let outputs =
-            Arc::new(Outputs { slot: Some(slot), model: Arc::clone(self), places, spans, compute_ns });
+        let (slot, model) = (Some(slot), Arc::clone(self));
+        let outputs = Arc::new(Outputs { slot, model, places, spans, sent, compute_ns });
         for (index, entry) in batch.entries.into_iter().enumerate() {
-            let queue_ns = sent.saturating_duration_since(entry.enqueued).as_nanos() as u64;
-            let part = Part { outputs: Arc::clone(&outputs), index, rows: entry.rows, queue_ns };
             // The client may have gone; its rows were computed for nothing.
-            let _ = entry.answer.send(Ok(part));
+            let _ = entry.answer.send(Ok((Arc::clone(&outputs), index)));
         }
     }
 
@@ -259,16 +263,6 @@ impl Model {
         let mut queue = self.queue.lock();
         queue.knobs = knobs;
         self.dispatch(&mut queue, Instant::now());
-    }
-
-    /// Answers what it has; what still comes goes to its successor, if there is one.
-    pub fn close(self: &Arc<Self>, successor: Option<Arc<Self>>) {
-        if let Some(successor) = successor {
-            // Nobody else replaces a model that has left the routes.
-            let _ = self.successor.set(successor);
-        }
-        self.queue.lock().closing = true;
-        self.runtime.spawn(closing_task(Arc::clone(self)));
     }
 
     /// Whether requests are answered now, or will be within a restart.
@@ -322,16 +316,4 @@ async fn dispatch_task(model: Arc<Model>) {
         queue.dispatch(Instant::now());
         model.starved.store(queue.starved, Relaxed);
     }
-}
-
-/// Waits until a closed model has answered everything, then closes its links.
-async fn closing_task(model: Arc<Model>) {
-    while model.queue.lock().pending > 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        model.queue.lock().dispatch(Instant::now());
-    }
-    model.queue.lock().replicas.iter_mut().for_each(Replica::close);
-    model.removed.store(true, Relaxed);
-    model.timer.notify_one();
-    model.events.push(Event::Removed { key: model.key });
 }

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 
-use bytes::Bytes;
 use serde_json::Value;
 use smallvec::SmallVec;
 
@@ -14,53 +13,13 @@ use crate::tensor::{DType, Shape};
 /// Parameters in the order of the request, each a string, a number or a boolean; of equal keys the last counts.
 pub type Parameters<'a> = SmallVec<[(Cow<'a, str>, Value); 2]>;
 
-/// Typed contents of a gRPC request.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[expect(missing_docs, reason = "the names are the protocol's own")]
-pub enum Typed<'a> {
-    Bool(&'a [bool]),
-    Int(&'a [i32]),
-    Int64(&'a [i64]),
-    Uint(&'a [u32]),
-    Uint64(&'a [u64]),
-    Fp32(&'a [f32]),
-    Fp64(&'a [f64]),
-    Bytes(&'a [Bytes]),
-}
-
-/// Runs `$body` with the values of `$typed` and, as `$T`, the Rust type of the datatype that they may carry; `$otherwise`
-/// where they may not carry it.
-macro_rules! with_typed {
-    ($typed:expr, $datatype:expr, $values:ident, $T:ident => $body:expr, _ => $otherwise:expr $(,)?) => {
-        with_typed!(@arms $typed, $datatype, $values, $T, $body, $otherwise;
-            Bool Bool u8, Int Int8 i8, Int Int16 i16, Int Int32 i32, Int64 Int64 i64, Uint Uint8 u8,
-            Uint Uint16 u16, Uint Uint32 u32, Uint64 Uint64 u64, Fp32 Fp32 f32, Fp64 Fp64 f64)
-    };
-    (@arms $typed:expr, $datatype:expr, $values:ident, $T:ident, $body:expr, $otherwise:expr;
-        $($kind:ident $name:ident $type:ty),*) => {
-        match ($typed, $datatype) {
-            $(($crate::request::Typed::$kind($values), $crate::tensor::DType::$name) => {
-                #[allow(dead_code)]
-                type $T = $type;
-                $body
-            })*
-            _ => $otherwise,
-        }
-    };
-}
-pub(crate) use with_typed;
-
 /// Where the elements of an input are.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Data<'a> {
     /// The text of the JSON value of `data`, not decoded yet.
     Json(&'a [u8]),
     /// Little-endian elements, row-major, as the binary tensor extension and gRPC carry them.
-    Raw(&'a [u8]),
-    /// Typed gRPC contents.
-    Typed(Typed<'a>),
-    /// One `BYTES` element without its length in front, as a raw HTTP body carries it.
-    Element(&'a [u8]),
+    Raw(Cow<'a, [u8]>),
     /// The request gives none.
     Missing,
 }

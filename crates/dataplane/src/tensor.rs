@@ -77,6 +77,12 @@ pub fn split_text(data: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(u32::from_le_bytes(*length) as usize)
 }
 
+/// Appends an element of raw `BYTES` data.
+pub fn push_text(out: &mut Vec<u8>, text: &[u8]) {
+    out.extend_from_slice(&(text.len() as u32).to_le_bytes());
+    out.extend_from_slice(text);
+}
+
 /// Elements of a tensor of that shape; `None` if a dimension is negative or the product is too large.
 pub fn elements(shape: &[i64]) -> Option<usize> {
     if shape.contains(&0) && shape.iter().all(|size| *size >= 0) {

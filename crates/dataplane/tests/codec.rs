@@ -9,7 +9,10 @@ use lrai_dataplane::encode::{OutputView, encode};
 use lrai_dataplane::error::Result;
 use lrai_dataplane::faces::binary::{parse_binary, parse_raw};
 use lrai_dataplane::fill::fill;
-use lrai_dataplane::request::{Data, InferRequest, Input, Parameters, Typed, parse_json};
+use lrai_dataplane::proto::model_infer_request::InferInputTensor;
+use lrai_dataplane::proto::{InferTensorContents, ModelInferRequest};
+use lrai_dataplane::protobuf;
+use lrai_dataplane::request::{InferRequest, parse_json};
 use lrai_dataplane::tensor::{DType, ModelSpec, Shape};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -188,60 +191,74 @@ fn every_answer_is_written_as_its_case_says() {
     }
 }
 
-fn typed_input<'a>(datatype: DType, shape: &[i64], typed: Typed<'a>) -> InferRequest<'a> {
-    let (shape, parameters) = (Shape::from_slice(shape), Parameters::new());
-    let input = Input { name: "x".into(), datatype, shape, parameters, data: Data::Typed(typed) };
-    InferRequest { inputs: [input].into_iter().collect(), ..InferRequest::default() }
+/// The elements that a gRPC request with these contents brings to a model of that datatype and two elements.
+fn read_typed(datatype: DType, contents: InferTensorContents) -> Result<Vec<Option<Vec<u8>>>> {
+    let (name, shape, contents) = ("x".into(), vec![2], Some(contents));
+    let datatype_name = datatype.name().into();
+    let input = InferInputTensor { name, datatype: datatype_name, shape, contents, ..Default::default() };
+    let request = ModelInferRequest { model_name: "m".into(), inputs: vec![input], ..Default::default() };
+    accept(&model_of(datatype, &[2]), &protobuf::parse(&request)?).map(|(_, filled)| filled)
+}
+
+/// Contents with one list.
+macro_rules! contents {
+    ($list:ident: $values:expr) => {
+        InferTensorContents { $list: $values.into_iter().collect(), ..Default::default() }
+    };
 }
 
 #[test]
 fn typed_contents_take_the_place_of_their_datatype() {
     let texts = [Bytes::from_static(b"ab"), Bytes::new()];
-    let cases: [(DType, Typed<'_>, &str); 12] = [
-        (DType::Bool, Typed::Bool(&[true, false]), "0100"),
-        (DType::Int8, Typed::Int(&[-128, 127]), "807f"),
-        (DType::Int16, Typed::Int(&[-32768, 1]), "00800100"),
-        (DType::Int32, Typed::Int(&[-1, 1]), "ffffffff01000000"),
-        (DType::Int64, Typed::Int64(&[-1, 1]), "ffffffffffffffff0100000000000000"),
-        (DType::Uint8, Typed::Uint(&[0, 255]), "00ff"),
-        (DType::Uint16, Typed::Uint(&[1, 65535]), "0100ffff"),
-        (DType::Uint32, Typed::Uint(&[1, u32::MAX]), "01000000ffffffff"),
-        (DType::Uint64, Typed::Uint64(&[1, u64::MAX]), "0100000000000000ffffffffffffffff"),
-        (DType::Fp32, Typed::Fp32(&[1.0, -2.5]), "0000803f000020c0"),
-        (DType::Fp64, Typed::Fp64(&[1.0, -2.0]), "000000000000f03f00000000000000c0"),
-        (DType::Bytes, Typed::Bytes(&texts), "02000000616200000000"),
+    let cases: [(DType, InferTensorContents, &str); 12] = [
+        (DType::Bool, contents!(bool_contents: [true, false]), "0100"),
+        (DType::Int8, contents!(int_contents: [-128, 127]), "807f"),
+        (DType::Int16, contents!(int_contents: [-32768, 1]), "00800100"),
+        (DType::Int32, contents!(int_contents: [-1, 1]), "ffffffff01000000"),
+        (DType::Int64, contents!(int64_contents: [-1, 1]), "ffffffffffffffff0100000000000000"),
+        (DType::Uint8, contents!(uint_contents: [0, 255]), "00ff"),
+        (DType::Uint16, contents!(uint_contents: [1, 65535]), "0100ffff"),
+        (DType::Uint32, contents!(uint_contents: [1, u32::MAX]), "01000000ffffffff"),
+        (DType::Uint64, contents!(uint64_contents: [1, u64::MAX]), "0100000000000000ffffffffffffffff"),
+        (DType::Fp32, contents!(fp32_contents: [1.0, -2.5]), "0000803f000020c0"),
+        (DType::Fp64, contents!(fp64_contents: [1.0, -2.0]), "000000000000f03f00000000000000c0"),
+        (DType::Bytes, contents!(bytes_contents: texts), "02000000616200000000"),
     ];
-    for (datatype, typed, expected) in cases {
-        let (_, filled) = accept(&model_of(datatype, &[2]), &typed_input(datatype, &[2], typed)).unwrap();
-        assert_eq!(filled, [Some(bytes_of(expected))], "{datatype:?}");
+    for (datatype, contents, expected) in cases {
+        assert_eq!(read_typed(datatype, contents).unwrap(), [Some(bytes_of(expected))], "{datatype:?}");
     }
 }
 
 #[test]
 fn typed_contents_that_do_not_fit_are_refused() {
-    let text = [Bytes::new()];
-    let cases: [(DType, Typed<'_>, &str); 5] = [
-        (DType::Int8, Typed::Int(&[0, 128]), "128 is out of range for INT8 in input 'x'"),
-        (DType::Uint16, Typed::Uint(&[65536, 0]), "65536 is out of range for UINT16 in input 'x'"),
+    let unfit = "unexpected explicit tensor data for input tensor 'x' for model 'm', expected";
+    let cases: [(DType, InferTensorContents, &str); 7] = [
+        (DType::Int8, contents!(int_contents: [0, 128]), "128 is out of range for INT8 in input 'x'"),
+        (
+            DType::Uint16,
+            contents!(uint_contents: [65536, 0]),
+            "65536 is out of range for UINT16 in input 'x'",
+        ),
         (
             DType::Fp32,
-            Typed::Fp32(&[1.0]),
+            contents!(fp32_contents: [1.0]),
             "input byte size mismatch for input 'x' for model 'm'. Expected 8, got 4",
         ),
         (
             DType::Bytes,
-            Typed::Bytes(&text),
+            contents!(bytes_contents: [Bytes::new()]),
             "expected 2 string elements for inference input 'x' for model 'm', got 1",
         ),
+        (DType::Fp16, contents!(fp32_contents: [1.0, 2.0]), &format!("{unfit} FP16")),
+        (DType::Int64, contents!(int_contents: [1, 2]), &format!("{unfit} INT64")),
         (
-            DType::Fp16,
-            Typed::Fp32(&[1.0, 2.0]),
-            "unexpected explicit tensor data for input tensor 'x' for model 'm', expected FP16",
+            DType::Int32,
+            InferTensorContents { bool_contents: vec![true], ..contents!(int_contents: [1, 2]) },
+            "contents of more than one type for input 'x' for model 'm'",
         ),
     ];
-    for (datatype, typed, expected) in cases {
-        let error = accept(&model_of(datatype, &[2]), &typed_input(datatype, &[2], typed)).unwrap_err();
-        assert_eq!(error.message, expected);
+    for (datatype, contents, expected) in cases {
+        assert_eq!(read_typed(datatype, contents).unwrap_err().message, expected);
     }
 }
 

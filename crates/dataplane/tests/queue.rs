@@ -27,7 +27,7 @@ fn submit_as(model: &Arc<Model>, datatype: DType, shape: &[i64], bytes: &[u8]) -
         datatype,
         shape: Shape::from_slice(shape),
         parameters: smallvec::SmallVec::default(),
-        data: Data::Raw(bytes),
+        data: Data::Raw(bytes.into()),
     };
     let inputs = std::iter::once(input).collect();
     model.submit(&InferRequest { inputs, ..Default::default() })

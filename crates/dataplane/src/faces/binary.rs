@@ -1,11 +1,13 @@
 //! The binary tensor extension: a JSON head with blobs behind it, or a body that is nothing but one tensor.
 
+use std::borrow::Cow;
+
 use smallvec::smallvec;
 
 use super::parameters::unsigned;
 use crate::error::{Result, refuse};
 use crate::request::{Data, InferRequest, Input, Parameters, parse_head};
-use crate::tensor::{DType, ModelSpec, Shape};
+use crate::tensor::{DType, ModelSpec, Shape, push_text};
 
 /// Reads a JSON head of `head_len` bytes, followed by the blobs of its inputs.
 pub fn parse_binary(body: &[u8], head_len: usize) -> Result<InferRequest<'_>> {
@@ -39,7 +41,13 @@ pub fn parse_raw<'a>(body: &'a [u8], spec: &'a ModelSpec) -> Result<InferRequest
     if let Some(size) = first {
         *size = body.len() as i64 / fixed.saturating_mul(datatype.size() as i64).max(1);
     }
-    let data = if datatype == DType::Bytes { Data::Element(body) } else { Data::Raw(body) };
+    let mut raw = Cow::Borrowed(body);
+    if datatype == DType::Bytes {
+        let mut element = Vec::with_capacity(4 + body.len());
+        push_text(&mut element, body);
+        raw = element.into();
+    }
+    let data = Data::Raw(raw);
     let input = Input { name: name.into(), datatype, shape, parameters: Parameters::new(), data };
     let parameters = smallvec![("binary_data_output".into(), true.into())];
     Ok(InferRequest { parameters, inputs: smallvec![input], ..InferRequest::default() })
@@ -77,7 +85,7 @@ fn place<'a>(inputs: &mut [Input<'a>], blobs: Option<&'a [u8]>) -> Result<()> {
             let missing = size - rest.len() as u64;
             refuse!("unexpected size for input '{name}', expecting {missing} additional bytes");
         };
-        input.data = Data::Raw(blob);
+        input.data = Data::Raw(blob.into());
         rest = others;
     }
     if !rest.is_empty() {

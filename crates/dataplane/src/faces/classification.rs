@@ -2,7 +2,7 @@
 
 use crate::encode::Answered;
 use crate::error::{Result, refuse};
-use crate::tensor::{DType, ModelSpec, elements, with_number};
+use crate::tensor::{DType, ModelSpec, elements, push_text, with_number};
 
 /// Most elements of a row that are ranked.
 const MAX_CLASSES: usize = 1_000_000;
@@ -28,8 +28,7 @@ pub(crate) fn classify(
                     let label = labels.get(index).map(|label| format!(":{label}")).unwrap_or_default();
                     // The precision counts for floats only.
                     let text = format!("{value:.6}:{index}{label}");
-                    classes.extend_from_slice(&(text.len() as u32).to_le_bytes());
-                    classes.extend_from_slice(text.as_bytes());
+                    push_text(&mut classes, text.as_bytes());
                 }
             }
         },

@@ -24,6 +24,7 @@ pub(crate) mod classification;
 pub mod config;
 pub mod metrics;
 pub(crate) mod parameters;
+mod replacement;
 pub mod repository;
 pub mod services;
 mod settings;
