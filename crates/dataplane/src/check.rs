@@ -181,7 +181,7 @@ fn check_size(spec: &ModelSpec, input: &Input<'_>) -> Result<usize> {
     let is_text = input.datatype == DType::Bytes;
     let got = match &input.data {
         // Every element takes a byte of the text: a huge shape is refused before memory is reserved for it.
-        Data::Json(text) if count > text.len() => return Err(too_few(input, count)),
+        Data::Json(text) if count > text.len() => return Err(too_few(input)),
         // Four bytes of length take the place of two quotes, if not of a comma as well.
         Data::Json(text) if is_text => return Ok(text.len() + 2 * count),
         Data::Json(_) => return Ok(count * size),
@@ -227,8 +227,8 @@ fn count_texts(mut data: &[u8]) -> Option<usize> {
 
 /// The error for JSON data with fewer elements than the shape has.
 #[cold]
-pub fn too_few(input: &Input<'_>, count: usize) -> Error {
-    let (name, shape) = (&input.name, list(&input.shape));
-    let tensor = format_args!("input '{name}' of shape {shape} takes {count} elements");
+pub fn too_few(Input { name, shape, .. }: &Input<'_>) -> Error {
+    let tensor =
+        format!("input '{name}' of shape {} takes {} elements", list(shape), elements(shape).unwrap_or(0));
     Error::invalid(format!("Failed to parse 'data' field: shape does not match true shape: {tensor}"))
 }

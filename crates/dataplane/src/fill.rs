@@ -42,17 +42,21 @@ fn fill_numbers<'a, const N: usize>(
     out: &mut [u8],
     read: impl Fn(&mut Scanner<'a>) -> Result<[u8; N]>,
 ) -> Result<usize> {
-    let mut slots = out.as_chunks_mut::<N>().0.iter_mut();
-    let count = visit(input, text, read, |value| {
-        *slots.next().ok_or_else(|| too_small(input))? = value;
+    let len = elements(&input.shape).unwrap_or(0) * N;
+    let mut slots = out.get_mut(..len).ok_or_else(|| too_small(input))?.as_chunks_mut::<N>().0.iter_mut();
+    visit(input, text, |scan| {
+        let element = read(scan)?;
+        *slots.next().ok_or_else(|| too_many(scan))? = element;
         Ok(())
     })?;
-    Ok(count * N)
+    if slots.len() == 0 { Ok(len) } else { Err(too_few(input)) }
 }
 
 fn fill_texts(input: &Input<'_>, text: &[u8], out: &mut [u8]) -> Result<usize> {
-    let mut written = 0;
-    visit(input, text, Scanner::string, |text| {
+    let (mut missing, mut written) = (elements(&input.shape).unwrap_or(0), 0);
+    visit(input, text, |scan| {
+        let text = scan.string()?;
+        missing = missing.checked_sub(1).ok_or_else(|| too_many(scan))?;
         let Ok(length) = u32::try_from(text.len()) else { refuse!("a string of more than 4 GiB") };
         let place = out.get_mut(written..written + 4 + text.len()).ok_or_else(|| too_small(input))?;
         place[..4].copy_from_slice(&length.to_le_bytes());
@@ -60,27 +64,19 @@ fn fill_texts(input: &Input<'_>, text: &[u8], out: &mut [u8]) -> Result<usize> {
         written += place.len();
         Ok(())
     })?;
-    Ok(written)
+    if missing == 0 { Ok(written) } else { Err(too_few(input)) }
 }
 
-/// Reads every element of JSON data, which must be as many as the shape has, and puts it down; returns their number.
+/// Calls `element` for every element of JSON data; it must read one.
 #[inline]
-fn visit<'a, T>(
+fn visit<'a>(
     input: &Input<'_>,
     text: &'a [u8],
-    read: impl Fn(&mut Scanner<'a>) -> Result<T>,
-    mut put: impl FnMut(T) -> Result<()>,
-) -> Result<usize> {
-    let (mut scan, count) = (Scanner::new(text), elements(&input.shape).unwrap_or(0));
-    let mut missing = count;
-    let parsed = scan.flatten(|scan| {
-        let element = read(scan)?;
-        missing = missing.checked_sub(1).ok_or_else(|| too_many(scan))?;
-        put(element)
-    });
+    element: impl FnMut(&mut Scanner<'a>) -> Result<()>,
+) -> Result<()> {
+    let mut scan = Scanner::new(text);
     let named = |error| Error::invalid(format!("Unable to parse 'data': {error} of input '{}'", input.name));
-    parsed.and_then(|()| scan.end()).map_err(named)?;
-    if missing == 0 { Ok(count) } else { Err(too_few(input, count)) }
+    scan.flatten(element).and_then(|()| scan.end()).map_err(named)
 }
 
 #[cold]

@@ -202,7 +202,7 @@ impl<'a> Scanner<'a> {
         let unsigned = rest.strip_prefix(b"-").unwrap_or(rest);
         let digits = leading_digits(unsigned);
         let fraction = unsigned[digits.len()..].strip_prefix(b".");
-        if !is_whole(digits) || fraction.is_some_and(|rest| leading_digits(rest).is_empty()) {
+        if !is_whole(digits) || fraction.is_some_and(|rest| !matches!(rest, [b'0'..=b'9', ..])) {
             let known = [("NaN", f32::NAN), ("Infinity", f32::INFINITY), ("-Infinity", f32::NEG_INFINITY)];
             let word = known.into_iter().find(|(word, _)| words && self.take_word(word));
             return word.map(|(_, value)| value.into()).ok_or_else(|| self.expected("a number"));
