@@ -78,7 +78,7 @@ impl Batch {
 
     /// What the dispatch rule looks at.
     pub fn candidate(&self) -> Candidate {
-        let full = self.sealed || self.rows >= self.buffer.max_rows();
+        let full = self.sealed || self.rows >= self.buffer.max_rows;
         Candidate { rows: self.rows, full, born: self.born, deadline: self.deadline }
     }
 
@@ -112,7 +112,7 @@ impl Batch {
 
     /// Two halves over the same rows; the second takes `id`.
     pub fn split(mut self, id: u64) -> [Self; 2] {
-        let mut second = Self::new(id, self.buffer.share(), self.shapes.clone(), self.born);
+        let mut second = Self::new(id, self.buffer.clone(), self.shapes.clone(), self.born);
         second.entries = self.entries.split_off(self.entries.len() / 2);
         second.rows = second.entries.iter().map(|entry| entry.rows).sum();
         (second.losses, second.deadline) = (self.losses, self.deadline);

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use crate::check::{Wanted, WantedOutput};
 use crate::error::{Error, Result, refuse};
 use crate::faces::classification::classify;
-use crate::json::{Number, write_string};
+use crate::json::{write_float, write_string};
 use crate::tensor::{DType, ModelSpec, Shape, TensorSpec, elements, split_text, with_number};
 
 /// One output as a replica left it; `data` may be changing under us and is never trusted.
@@ -130,18 +130,15 @@ fn write_output(out: &mut Vec<u8>, answer: &Answered<'_>) -> Result<()> {
 
 /// Writes the elements, each with a comma behind it.
 fn write_data(out: &mut Vec<u8>, answer: &Answered<'_>) -> Result<()> {
-    with_number!(answer.datatype, T => {
-            for bytes in answer.data.as_chunks::<{ size_of::<T>() }>().0 {
-                T::from_le_bytes(*bytes).write(out);
-                out.push(b',');
-            }
-        },
+    with_number!(answer.datatype,
+        I => each(out, &answer.data, |out, bytes| {
+            out.extend_from_slice(itoa::Buffer::new().format(I::from_le_bytes(bytes)).as_bytes());
+        }),
+        F => each(out, &answer.data, |out, bytes| write_float(out, F::from_le_bytes(bytes))),
         datatype => match datatype {
-            DType::Bool => {
-                for value in &*answer.data {
-                    out.extend_from_slice(if *value == 0 { &b"false,"[..] } else { b"true," });
-                }
-            }
+            DType::Bool => each(out, &answer.data, |out, [value]| {
+                out.extend_from_slice(if value == 0 { b"false" } else { &b"true"[..] });
+            }),
             DType::Bytes => write_texts(out, answer)?,
             _ => refuse!(
                 "sending {} data via JSON is not supported. Please use the binary data format for output",
@@ -150,6 +147,15 @@ fn write_data(out: &mut Vec<u8>, answer: &Answered<'_>) -> Result<()> {
         },
     );
     Ok(())
+}
+
+/// Has each element of `N` bytes written, with a comma behind it.
+#[inline]
+fn each<const N: usize>(out: &mut Vec<u8>, data: &[u8], write: impl Fn(&mut Vec<u8>, [u8; N])) {
+    for bytes in data.as_chunks::<N>().0 {
+        write(out, *bytes);
+        out.push(b',');
+    }
 }
 
 fn write_texts(out: &mut Vec<u8>, answer: &Answered<'_>) -> Result<()> {

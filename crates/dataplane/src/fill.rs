@@ -2,7 +2,7 @@
 
 use crate::check::too_few;
 use crate::error::{Error, Result, refuse};
-use crate::json::{Number, Scanner};
+use crate::json::Scanner;
 use crate::request::{Data, Input};
 use crate::tensor::{DType, elements, with_number};
 
@@ -17,7 +17,9 @@ pub fn fill(input: &Input<'_>, out: &mut [u8]) -> Result<usize> {
         }
         Data::Missing => return Ok(0),
     };
-    with_number!(input.datatype, T => fill_numbers(input, text, out, |scan| T::read(scan, name).map(T::to_le_bytes)),
+    with_number!(input.datatype,
+        I => fill_numbers(input, text, out, |scan| scan.integer(name).map(I::to_le_bytes)),
+        F => fill_numbers(input, text, out, |scan| scan.float(name, true).map(F::to_le_bytes)),
         datatype => match datatype {
             DType::Bool => fill_numbers(input, text, out, |scan| scan.boolean().map(|value| [u8::from(value)])),
             DType::Bytes => fill_texts(input, text, out),

@@ -282,40 +282,6 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// A number as requests and answers write it; the words for what is no number are those of Python.
-pub trait Number: Copy {
-    /// Reads one of the type that errors call `name`.
-    fn read(scan: &mut Scanner<'_>, name: &str) -> Result<Self>;
-    /// Appends it.
-    fn write(self, out: &mut Vec<u8>);
-}
-
-macro_rules! numbers {
-    ($($type:ty),*: |$scan:ident, $name:ident| $read:expr, |$value:ident, $out:ident| $write:expr) => {$(
-        impl Number for $type {
-            #[inline]
-            fn read($scan: &mut Scanner<'_>, $name: &str) -> Result<Self> {
-                $read
-            }
-
-            #[inline]
-            fn write(self, $out: &mut Vec<u8>) {
-                let $value = self;
-                $write
-            }
-        }
-    )*};
-}
-
-numbers!(u8, u16, u32, u64, i8, i16, i32, i64: |scan, name| scan.integer(name), |value, out| {
-    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
-});
-numbers!(f32, f64: |scan, name| scan.float(name, true), |value, out| match value {
-    _ if value.is_finite() => out.extend_from_slice(ryu::Buffer::new().format_finite(value).as_bytes()),
-    _ if value.is_nan() => out.extend_from_slice(b"NaN"),
-    _ => out.extend_from_slice(if value > 0.0 { &b"Infinity"[..] } else { b"-Infinity" }),
-});
-
 #[inline]
 fn leading_digits(text: &[u8]) -> &[u8] {
     &text[..text.iter().take_while(|byte| byte.is_ascii_digit()).count()]
@@ -330,4 +296,15 @@ fn is_whole(digits: &[u8]) -> bool {
 /// Appends `text` as a JSON string.
 pub fn write_string(out: &mut Vec<u8>, text: &str) {
     serde_json::to_writer(out, text).expect("text can be written to memory");
+}
+
+/// Appends a number; the words for what is none are those of Python.
+#[inline]
+pub fn write_float<F: ryu::Float + Into<f64>>(out: &mut Vec<u8>, value: F) {
+    let wide: f64 = value.into();
+    match wide {
+        _ if wide.is_finite() => out.extend_from_slice(ryu::Buffer::new().format_finite(value).as_bytes()),
+        _ if wide.is_nan() => out.extend_from_slice(b"NaN"),
+        _ => out.extend_from_slice(if wide > 0.0 { &b"Infinity"[..] } else { b"-Infinity" }),
+    }
 }

@@ -20,7 +20,6 @@ pub mod answer;
 pub mod batch;
 pub mod events;
 pub mod link;
-pub mod mailbox;
 pub mod queue;
 pub mod recovery;
 pub mod rule;

@@ -18,9 +18,9 @@ use crate::events::{Event, Events};
 use crate::fill::fill;
 use crate::link::{Link, LinkReader};
 use crate::queue::{Queue, Refused, Replica, Reservation, Running};
-use crate::request::InferRequest;
+use crate::request::{InferRequest, tag};
 use crate::rule::Knobs;
-use crate::slab::Slab;
+use crate::slab::{Region, Slab};
 use crate::stats::{Refusal, Stats};
 use crate::tensor::{DType, ModelSpec, elements};
 use crate::wire::{Attach, Place, Reply};
@@ -51,7 +51,6 @@ pub struct Model {
     /// Wakes what dispatches.
     pub(crate) timer: Notify,
     slab: Arc<Slab>,
-    starved: AtomicBool,
 }
 
 /// The input bytes that a slot of this model must hold.
@@ -85,7 +84,6 @@ impl Model {
             slab,
             events,
             runtime,
-            starved: AtomicBool::new(false),
             removed: AtomicBool::new(false),
             successor: OnceLock::new(),
             timer: Notify::new(),
@@ -102,7 +100,7 @@ impl Model {
             Some(successor) if why == Refusal::NotReady => successor.submit(request),
             _ => {
                 self.stats.refused(why, now.elapsed().as_nanos() as u64);
-                Err(request.tag(error))
+                Err(tag(&request.id, error))
             }
         })
     }
@@ -112,7 +110,7 @@ impl Model {
         let reservation = self.queue.lock().reserve(&checked, now)?;
         let Checked { rows, sources, wanted, .. } = checked;
         let Reservation { batch, entry, mut regions, answer: receiver } = reservation;
-        let write = |(source, region): (Option<usize>, &mut crate::slab::Region)| {
+        let write = |(source, region): (Option<usize>, &mut Region)| {
             source.map_or(Ok(0), |source| fill(&request.inputs[source], region.bytes()))
         };
         let written = sources.into_iter().zip(&mut regions).map(write).collect::<Result<PerInput<usize>>>();
@@ -137,7 +135,6 @@ impl Model {
 
     fn dispatch(&self, queue: &mut Queue, now: Instant) {
         queue.dispatch(now);
-        self.starved.store(queue.starved, Relaxed);
         if !queue.knobs.work_conserving {
             self.timer.notify_one();
         }
@@ -145,9 +142,8 @@ impl Model {
 
     /// An output slot is free again.
     pub(crate) fn slot_returned(&self) {
-        if self.starved.load(Relaxed) {
-            let mut queue = self.queue.lock();
-            queue.starved = false;
+        let mut queue = self.queue.lock();
+        if std::mem::take(&mut queue.starved) {
             self.dispatch(&mut queue, Instant::now());
         }
     }
@@ -159,7 +155,7 @@ impl Model {
         let message = Attach {
             input_bytes: self.slab.total_bytes() as u64,
             output_bytes: output.total_bytes() as u64,
-            output_slot_bytes: output.slot_bytes() as u64,
+            output_slot_bytes: output.slot_bytes as u64,
         };
         link.attach(&message, [self.slab.reader()?.as_fd(), output.writer()])?;
         let replica = Replica { id, link: Arc::clone(&link), output, ready: false, running: None };
@@ -172,7 +168,7 @@ impl Model {
     fn receive(self: &Arc<Self>, id: u64, reply: Reply) -> Result<(), String> {
         let now = Instant::now();
         let mut queue = self.queue.lock();
-        let Some(replica) = queue.replicas.iter_mut().find(|replica| replica.id == id) else { return Ok(()) };
+        let Some(replica) = queue.replica(id) else { return Ok(()) };
         match reply {
             Reply::Ready => {
                 replica.ready = true;
@@ -233,7 +229,7 @@ impl Model {
     /// The replica answers no more: its batch waits for `settle`, because only its parent knows how it ended.
     fn link_closed(&self, id: u64, detail: String) {
         let mut queue = self.queue.lock();
-        if let Some(replica) = queue.replicas.iter_mut().find(|replica| replica.id == id) {
+        if let Some(replica) = queue.replica(id) {
             replica.close();
             self.events.push(Event::ReplicaLost { key: self.key, replica: id, detail });
         }
@@ -243,9 +239,7 @@ impl Model {
     /// Returns whether the replica was one of this model's.
     pub fn settle(&self, replica: u64, fault: &str) -> bool {
         let mut queue = self.queue.lock();
-        let Some(found) = queue.replicas.iter_mut().find(|candidate| candidate.id == replica) else {
-            return false;
-        };
+        let Some(found) = queue.replica(replica) else { return false };
         found.close();
         if let Some(digest) = queue.lost(replica, fault) {
             let (digest, reason) = (format!("{digest:016x}"), fault.to_owned());
@@ -312,8 +306,6 @@ async fn dispatch_task(model: Arc<Model>) {
             // Whichever comes first, the rule is asked.
             Some(next) => drop(tokio::time::timeout_at(next.into(), model.timer.notified()).await),
         }
-        let mut queue = model.queue.lock();
-        queue.dispatch(Instant::now());
-        model.starved.store(queue.starved, Relaxed);
+        model.queue.lock().dispatch(Instant::now());
     }
 }

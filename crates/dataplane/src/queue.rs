@@ -120,6 +120,11 @@ impl Queue {
         }
     }
 
+    /// The replica of that id.
+    pub fn replica(&mut self, id: u64) -> Option<&mut Replica> {
+        self.replicas.iter_mut().find(|replica| replica.id == id)
+    }
+
     /// Sets rows aside, or refuses at once.
     pub fn reserve(&mut self, checked: &Checked, now: Instant) -> Result<Reservation, Refused> {
         let bytes = checked.max_bytes.iter().map(|bytes| *bytes as u64).sum();
@@ -169,7 +174,7 @@ impl Queue {
         let is_alike = |batch: &Batch| !batch.sealed && batch.shapes == checked.shapes;
         let index = self.batches.iter().rposition(is_alike)?;
         let batch = &mut self.batches[index];
-        let has_room = batch.rows + checked.rows <= batch.buffer.max_rows();
+        let has_room = batch.rows + checked.rows <= batch.buffer.max_rows;
         batch.sealed = !has_room || !batch.buffer.fits(&checked.max_bytes);
         (!batch.sealed).then_some(index)
     }
@@ -232,7 +237,7 @@ impl Queue {
             if batch.entries.is_empty() {
                 continue;
             }
-            let run = batch.run(self.spec.is_batched(), slot.index());
+            let run = batch.run(self.spec.is_batched(), slot.index);
             let replica = &mut self.replicas[replica];
             if replica.link.send(&run).is_err() {
                 replica.close();

@@ -61,15 +61,7 @@ pub struct InferRequest<'a> {
     pub outputs: SmallVec<[Requested<'a>; 2]>,
 }
 
-impl InferRequest<'_> {
-    /// Puts the request's id in front of an error about it; every refusal of a parsed request goes through here once.
-    #[cold]
-    pub fn tag(&self, error: Error) -> Error {
-        tag(&self.id, error)
-    }
-}
-
-/// Puts a request id, if there is one, in front of an error about that request.
+/// Puts a request id, if there is one, in front of an error about that request; every refusal goes through here once.
 #[cold]
 pub fn tag(id: &str, error: Error) -> Error {
     if id.is_empty() {

@@ -33,7 +33,8 @@ struct FreeSlot {
 pub struct Slab {
     file: File,
     mapping: MmapRaw,
-    slot_bytes: usize,
+    /// Bytes of one slot.
+    pub slot_bytes: usize,
     free: Mutex<Vec<FreeSlot>>,
 }
 
@@ -57,11 +58,6 @@ impl Slab {
     /// The slab's length in bytes.
     pub fn total_bytes(&self) -> usize {
         self.mapping.len()
-    }
-
-    /// Bytes of one slot.
-    pub fn slot_bytes(&self) -> usize {
-        self.slot_bytes
     }
 
     /// The descriptor with which it can be written.
@@ -96,17 +92,13 @@ impl Slab {
 
 /// One slot of a slab, free again when dropped.
 pub struct Slot {
+    /// Its number, as the actor knows it.
+    pub index: u32,
     slab: Arc<Slab>,
-    index: u32,
     touched: usize,
 }
 
 impl Slot {
-    /// Its number, as the actor knows it.
-    pub fn index(&self) -> u32 {
-        self.index
-    }
-
     /// Remembers that it is written up to here.
     pub fn touch(&mut self, end: usize) {
         self.touched = self.touched.max(end);
@@ -180,11 +172,13 @@ pub struct Span {
     pub len: usize,
 }
 
-/// The rows of one batch: a slot, cut into columns.
+/// The rows of one batch: a slot, cut into columns. A clone is over the same rows, for halves that run again.
+#[derive(Clone)]
 pub struct Buffer {
+    /// Most rows that it can hold.
+    pub max_rows: u32,
     slot: Arc<Slot>,
     columns: SmallVec<[Column; 2]>,
-    max_rows: u32,
 }
 
 impl Buffer {
@@ -211,11 +205,6 @@ impl Buffer {
         let columns = row_bytes.iter().map(column).collect();
         slot.touch(if strings > 0 { total } else { base });
         Some(Self { slot: Arc::new(slot), columns, max_rows })
-    }
-
-    /// Most rows that it can hold.
-    pub fn max_rows(&self) -> u32 {
-        self.max_rows
     }
 
     /// Whether `sizes` more bytes fit, one per column.
@@ -267,11 +256,5 @@ impl Buffer {
     /// The bytes of a span, for a digest; call it when nobody writes.
     pub fn bytes(&self, span: Span) -> &[u8] {
         self.slot.bytes(span).expect("spans come from `append` and lie in the slot")
-    }
-
-    /// A second buffer over the same slot: the halves of a batch that is run again.
-    #[must_use]
-    pub fn share(&self) -> Self {
-        Self { slot: Arc::clone(&self.slot), columns: self.columns.clone(), max_rows: self.max_rows }
     }
 }

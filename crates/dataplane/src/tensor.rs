@@ -91,16 +91,18 @@ pub fn elements(shape: &[i64]) -> Option<usize> {
     shape.iter().try_fold(1_usize, |product, size| product.checked_mul(usize::try_from(*size).ok()?))
 }
 
-/// Runs `$body` with `$T` as the Rust type of a datatype whose elements are integers or floats that Rust has.
+/// Runs `$body` with `$T` as the Rust type of a datatype's elements: the one for integers or the one for floats.
 macro_rules! with_number {
-    ($datatype:expr, $T:ident => $body:expr, $other:pat => $otherwise:expr $(,)?) => {
-        with_number!(@arms $datatype, $T, $body, $other, $otherwise;
-            Uint8 u8, Uint16 u16, Uint32 u32, Uint64 u64, Int8 i8, Int16 i16, Int32 i32, Int64 i64,
+    ($datatype:expr, $I:ident => $integer:expr, $F:ident => $float:expr, $other:pat => $otherwise:expr $(,)?) => {
+        with_number!(@arms $datatype, $other => $otherwise; $I $integer; $F $float;
+            Uint8 u8, Uint16 u16, Uint32 u32, Uint64 u64, Int8 i8, Int16 i16, Int32 i32, Int64 i64;
             Fp32 f32, Fp64 f64)
     };
-    (@arms $datatype:expr, $T:ident, $body:expr, $other:pat, $otherwise:expr; $($name:ident $type:ty),*) => {
+    (@arms $datatype:expr, $other:pat => $otherwise:expr; $I:ident $integer:expr; $F:ident $float:expr;
+        $($integers:ident $int:ty),*; $($floats:ident $real:ty),*) => {
         match $datatype {
-            $($crate::tensor::DType::$name => { type $T = $type; $body })*
+            $($crate::tensor::DType::$integers => { type $I = $int; $integer })*
+            $($crate::tensor::DType::$floats => { type $F = $real; $float })*
             $other => $otherwise,
         }
     };

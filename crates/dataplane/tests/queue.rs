@@ -335,7 +335,7 @@ async fn a_removed_model_answers_what_it_has_and_then_says_so() {
     let (ours, theirs) = support::socketpair();
     dataplane.attach(key, ours).unwrap();
     std::thread::spawn(move || {
-        let mailbox = lrai_dataplane::mailbox::Mailbox::open(theirs).unwrap().unwrap();
+        let mailbox = lrai_dataplane::link::Mailbox::open(theirs).unwrap().unwrap();
         mailbox.ready().unwrap();
         while let Ok(Some(run)) = mailbox.receive() {
             support::Turn { mailbox: &mailbox, run: &run }.echo();

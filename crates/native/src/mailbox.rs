@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use lrai_dataplane::mailbox::Mailbox as Inner;
+use lrai_dataplane::link::Mailbox as Inner;
 use lrai_dataplane::tensor::Shape;
 use lrai_dataplane::wire::{Place, Run};
 use memmap2::MmapRaw;

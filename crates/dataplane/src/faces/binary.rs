@@ -6,7 +6,7 @@ use smallvec::smallvec;
 
 use super::parameters::unsigned;
 use crate::error::{Result, refuse};
-use crate::request::{Data, InferRequest, Input, Parameters, parse_head};
+use crate::request::{Data, InferRequest, Input, Parameters, parse_head, tag};
 use crate::tensor::{DType, ModelSpec, Shape, push_text};
 
 /// Reads a JSON head of `head_len` bytes, followed by the blobs of its inputs.
@@ -59,7 +59,7 @@ pub(crate) fn place_blobs<'a>(
     blobs: Option<&'a [u8]>,
 ) -> Result<InferRequest<'a>> {
     let placed = place(&mut request.inputs, blobs);
-    placed.map_err(|error| request.tag(error)).map(|()| request)
+    placed.map_err(|error| tag(&request.id, error)).map(|()| request)
 }
 
 fn place<'a>(inputs: &mut [Input<'a>], blobs: Option<&'a [u8]>) -> Result<()> {

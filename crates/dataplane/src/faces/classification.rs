@@ -1,5 +1,7 @@
 //! The classification extension: the best classes of each row as text.
 
+use std::fmt::Display;
+
 use crate::encode::Answered;
 use crate::error::{Result, refuse};
 use crate::tensor::{DType, ModelSpec, elements, push_text, with_number};
@@ -17,21 +19,12 @@ pub(crate) fn classify(
     let has_rows = usize::from(spec.is_batched() && !output.shape.is_empty());
     let width = elements(&output.shape[has_rows..]).unwrap_or(0);
     let count = width.min(count as usize);
-    let mut classes = Vec::new();
-    with_number!(output.datatype, T => {
-            if width > MAX_CLASSES {
-                refuse!("classification output tensor too large");
-            }
-            let values = output.data.as_chunks().0.iter().map(|bytes| T::from_le_bytes(*bytes));
-            for row in values.collect::<Vec<_>>().chunks_exact(width.max(1)) {
-                for (value, index) in rank(row, count) {
-                    let label = labels.get(index).map(|label| format!(":{label}")).unwrap_or_default();
-                    // The precision counts for floats only.
-                    let text = format!("{value:.6}:{index}{label}");
-                    push_text(&mut classes, text.as_bytes());
-                }
-            }
-        },
+    if width > MAX_CLASSES {
+        refuse!("classification output tensor too large");
+    }
+    let classes = with_number!(output.datatype,
+        I => rank_rows(&output.data, I::from_le_bytes, width, count, labels),
+        F => rank_rows(&output.data, F::from_le_bytes, width, count, labels),
         datatype => {
             refuse!("class result not available for output due to unsupported type '{}'", datatype.name());
         },
@@ -41,6 +34,26 @@ pub(crate) fn classify(
     output.datatype = DType::Bytes;
     output.data = classes.into();
     Ok(())
+}
+
+/// The classes of each row of `width` elements of `N` bytes.
+fn rank_rows<T: PartialOrd + Copy + Display, const N: usize>(
+    data: &[u8],
+    from_bytes: impl Fn([u8; N]) -> T,
+    width: usize,
+    count: usize,
+    labels: &[String],
+) -> Vec<u8> {
+    let mut classes = Vec::new();
+    for row in data.as_chunks::<N>().0.chunks_exact(width.max(1)) {
+        let row: Vec<T> = row.iter().map(|bytes| from_bytes(*bytes)).collect();
+        for (value, index) in rank(&row, count) {
+            let label = labels.get(index).map(|label| format!(":{label}")).unwrap_or_default();
+            // The precision counts for floats only.
+            push_text(&mut classes, format!("{value:.6}:{index}{label}").as_bytes());
+        }
+    }
+    classes
 }
 
 /// The largest `count` elements of a row with their indices, the largest first; NaN is the smallest.

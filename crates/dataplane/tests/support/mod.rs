@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use lrai_dataplane::config::Config;
 use lrai_dataplane::dataplane::Dataplane;
-use lrai_dataplane::mailbox::Mailbox;
+use lrai_dataplane::link::Mailbox;
 use lrai_dataplane::models::Model;
 use lrai_dataplane::tensor::{DType, ModelSpec, TensorSpec};
 use lrai_dataplane::wire::{Place, Run};
