@@ -67,9 +67,9 @@ pub fn divide(
         let mut rest =
             slot.bytes(whole).ok_or_else(|| format!("output '{name}' lies outside of its slot"))?;
         let count = elements(shape).ok_or_else(|| format!("output '{name}' has the shape {shape:?}"))?;
-        let share = |rows: u32| if is_shared { count / total.max(1) as usize * rows as usize } else { count };
+        let part = |rows: u32| if is_shared { count / total.max(1) as usize * rows as usize } else { count };
         let span = |rows: &u32| {
-            let behind = output.datatype.behind(rest, share(*rows))?;
+            let behind = output.datatype.behind(rest, part(*rows))?;
             let span = Span { start: whole.start + len - rest.len(), len: rest.len() - behind.len() };
             rest = behind;
             Some(span)

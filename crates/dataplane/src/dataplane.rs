@@ -182,8 +182,8 @@ async fn housekeeping_task(dataplane: std::sync::Weak<Dataplane>) {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let Some(dataplane) = dataplane.upgrade() else { return };
         let now = Instant::now();
-        dataplane.known().iter().for_each(|model| model.tick(now));
+        dataplane.known().iter().for_each(|model| model.queue.lock().keep_house(now));
         // A closed model stays known by its key until its replicas no longer need to be settled.
-        dataplane.routes.write().by_key.retain(|_, model| !model.is_removed());
+        dataplane.routes.write().by_key.retain(|_, model| !model.removed.load(Relaxed));
     }
 }

@@ -264,16 +264,6 @@ impl Model {
         self.queue.lock().is_serving()
     }
 
-    /// Whether it has been closed and has answered everything.
-    pub fn is_removed(&self) -> bool {
-        self.removed.load(Relaxed)
-    }
-
-    /// Housekeeping, every second.
-    pub fn tick(&self, now: Instant) {
-        self.queue.lock().keep_house(now);
-    }
-
     /// Requests that wait or run, and the busy replicas with the milliseconds for which they have run their batches.
     pub fn load(&self) -> (u32, Vec<(u64, u64)>) {
         let queue = self.queue.lock();
@@ -299,7 +289,7 @@ async fn link_task(model: Arc<Model>, id: u64, link: Arc<Link>) {
 
 /// Dispatches at the end of a turn in which requests came, and when the rule says that a batch has become old enough.
 async fn dispatch_task(model: Arc<Model>) {
-    while !model.is_removed() {
+    while !model.removed.load(Relaxed) {
         let next = model.queue.lock().next_check();
         match next {
             None => model.timer.notified().await,

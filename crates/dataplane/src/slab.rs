@@ -146,20 +146,16 @@ struct Column {
 
 /// A piece of a slot that one request writes.
 pub struct Region {
-    _slot: Arc<Slot>,
-    address: *mut u8,
-    len: usize,
+    slot: Arc<Slot>,
+    span: Span,
 }
-
-// SAFETY: a region is handed out once and covers bytes that no other region covers.
-unsafe impl Send for Region {}
 
 impl Region {
     /// The bytes to write.
     pub fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: inside the mapping, which `_slot` keeps alive; exclusive because `Buffer::append` never gives out a
-        // byte twice and `Buffer::keep` runs only when no region is left.
-        unsafe { std::slice::from_raw_parts_mut(self.address, self.len) }
+        // SAFETY: inside the mapping, which `slot` keeps alive; exclusive because `Buffer::append` never gives out a byte
+        // twice and `Buffer::keep` runs only when no region is left.
+        unsafe { std::slice::from_raw_parts_mut(self.slot.address(self.span.start), self.span.len) }
     }
 }
 
@@ -218,10 +214,10 @@ impl Buffer {
         let mut spans = SmallVec::new();
         let regions = self.columns.iter_mut().zip(sizes).map(|(column, &len)| {
             assert!(column.used + len <= column.capacity, "the caller asked whether it fits");
-            let start = column.base + column.used;
+            let span = Span { start: column.base + column.used, len };
             column.used += len;
-            spans.push(Span { start, len });
-            Region { _slot: Arc::clone(slot), address: slot.address(start), len }
+            spans.push(span);
+            Region { slot: Arc::clone(slot), span }
         });
         (regions.collect(), spans)
     }
