@@ -43,8 +43,6 @@ pub struct Batch {
     pub rows: u32,
     /// Requests whose rows are being written.
     pub writing: u32,
-    /// Strings were shorter than what was set aside for them.
-    pub has_gaps: bool,
     /// Nothing more may join.
     pub sealed: bool,
     /// It has run before: its rows stay where they are.
@@ -67,7 +65,6 @@ impl Batch {
             entries: Vec::new(),
             rows: 0,
             writing: 0,
-            has_gaps: false,
             sealed: false,
             rerun: false,
             losses: 0,
@@ -82,16 +79,16 @@ impl Batch {
         Candidate { rows: self.rows, full, born: self.born, deadline: self.deadline }
     }
 
-    /// Takes out the requests whose clients have gone or whose rows could not be written, and closes the gaps.
+    /// Takes out the requests whose clients have gone or whose rows could not be written, and closes the gaps that they
+    /// leave, and those behind strings that were shorter than what was set aside for them.
     pub fn remove_dead(&mut self) -> Vec<Entry> {
-        let is_alive = |entry: &Entry| entry.ready && !entry.answer.is_closed();
-        if self.rerun || (!self.has_gaps && self.entries.iter().all(is_alive)) {
+        if self.rerun {
             return Vec::new();
         }
         let is_dead = |entry: &mut Entry| !entry.ready || entry.answer.is_closed();
-        let dead: Vec<Entry> = self.entries.extract_if(.., is_dead).collect();
+        let dead = self.entries.extract_if(.., is_dead).collect();
         self.buffer.keep(self.entries.iter_mut().map(|entry| &mut entry.spans));
-        (self.rows, self.has_gaps) = (self.entries.iter().map(|entry| entry.rows).sum(), false);
+        self.rows = self.entries.iter().map(|entry| entry.rows).sum();
         dead
     }
 

@@ -1,5 +1,7 @@
 //! The one validation path: a request of any face against a model's specification.
 
+use std::cmp::Ordering;
+
 use smallvec::{SmallVec, smallvec};
 
 use crate::error::{Error, Result, refuse};
@@ -186,7 +188,7 @@ fn check_size(spec: &ModelSpec, input: &Input<'_>) -> Result<usize> {
         Data::Json(text) if is_text => return Ok(text.len() + 2 * count),
         Data::Json(_) => return Ok(count * size),
         Data::Raw(data) if is_text => {
-            check_count(spec, input, count, count_texts(data))?;
+            check_texts(spec, input, count, data)?;
             return Ok(data.len());
         }
         Data::Raw(data) => data.len(),
@@ -202,27 +204,23 @@ fn check_size(spec: &ModelSpec, input: &Input<'_>) -> Result<usize> {
     Ok(got)
 }
 
-/// Holds the number of texts against the shape; `got` is `None` if the last text is cut off.
-fn check_count(spec: &ModelSpec, input: &Input<'_>, wants: usize, got: Option<usize>) -> Result<()> {
+/// Holds the number of texts against the shape.
+fn check_texts(spec: &ModelSpec, input: &Input<'_>, wants: usize, data: &[u8]) -> Result<()> {
     let tensor = format_args!("for inference input '{}' for model '{}'", input.name, spec.name);
-    match got {
-        None => refuse!("incomplete string data {tensor}: a length points behind the end"),
-        Some(got) if got < wants => refuse!("expected {wants} string elements {tensor}, got {got}"),
-        Some(got) if got > wants => {
+    let (mut rest, mut got) = (data, 0);
+    while !rest.is_empty() {
+        let Some((_, behind)) = split_text(rest) else {
+            refuse!("incomplete string data {tensor}: a length points behind the end");
+        };
+        (rest, got) = (behind, got + 1);
+    }
+    match got.cmp(&wants) {
+        Ordering::Less => refuse!("expected {wants} string elements {tensor}, got {got}"),
+        Ordering::Equal => Ok(()),
+        Ordering::Greater => {
             refuse!("unexpected number of string elements {got} {tensor}, expecting {wants}")
         }
-        Some(_) => Ok(()),
     }
-}
-
-/// The elements of raw `BYTES` data; `None` if the last one is cut off.
-fn count_texts(mut data: &[u8]) -> Option<usize> {
-    let mut count = 0;
-    while !data.is_empty() {
-        data = split_text(data)?.1;
-        count += 1;
-    }
-    Some(count)
 }
 
 /// The error for JSON data with fewer elements than the shape has.

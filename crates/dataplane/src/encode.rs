@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use crate::check::{Wanted, WantedOutput};
 use crate::error::{Error, Result, refuse};
 use crate::faces::classification::classify;
-use crate::json::{write_float, write_string};
+use crate::json::{write_float, write_json};
 use crate::tensor::{DType, ModelSpec, Shape, TensorSpec, elements, split_text, with_number};
 
 /// One output as a replica left it; `data` may be changing under us and is never trusted.
@@ -94,7 +94,7 @@ fn write_field(out: &mut Vec<u8>, key: &str, text: &str) {
     out.push(b'"');
     out.extend_from_slice(key.as_bytes());
     out.extend_from_slice(b"\":");
-    write_string(out, text);
+    write_json(out, text);
     out.push(b',');
 }
 
@@ -105,19 +105,14 @@ fn end_list(out: &mut Vec<u8>) {
 }
 
 fn write_output(out: &mut Vec<u8>, answer: &Answered<'_>) -> Result<()> {
-    let mut number = itoa::Buffer::new();
     out.push(b'{');
     write_field(out, "name", answer.name);
     write_field(out, "datatype", answer.datatype.name());
-    out.extend_from_slice(b"\"shape\":[");
-    for size in &answer.shape {
-        out.extend_from_slice(number.format(*size).as_bytes());
-        out.push(b',');
-    }
-    end_list(out);
+    out.extend_from_slice(b"\"shape\":");
+    write_json(out, &answer.shape);
     if answer.is_binary {
         out.extend_from_slice(b",\"parameters\":{\"binary_data_size\":");
-        out.extend_from_slice(number.format(answer.data.len()).as_bytes());
+        write_json(out, &answer.data.len());
         out.push(b'}');
     } else {
         out.extend_from_slice(b",\"data\":[");
@@ -165,7 +160,7 @@ fn write_texts(out: &mut Vec<u8>, answer: &Answered<'_>) -> Result<()> {
             let hint = "hint: ask for it with \"binary_data\": true";
             refuse!("output '{}' holds bytes that are not UTF-8 text. {hint}", answer.name);
         };
-        write_string(out, text);
+        write_json(out, text);
         out.push(b',');
         rest = others;
     }

@@ -7,6 +7,7 @@ use std::fmt::Display;
 
 use fast_float2::FastFloat;
 use memchr::{memchr2, memchr3};
+use serde::Serialize;
 
 use crate::error::{Error, Result};
 
@@ -77,9 +78,8 @@ impl<'a> Scanner<'a> {
         found
     }
 
-    /// Reads a `null`, if there is one.
     #[inline]
-    pub fn null(&mut self) -> bool {
+    fn null(&mut self) -> bool {
         self.take_word("null")
     }
 
@@ -88,12 +88,12 @@ impl<'a> Scanner<'a> {
         if self.peek().is_none() { Ok(()) } else { Err(self.expected("the end of the text")) }
     }
 
-    /// Visits the entries of an object; `entry` must read the value of its key.
+    /// Visits the entries of an object; `entry` must read the value of its key. Null is as good as left out.
     pub fn object(&mut self, mut entry: impl FnMut(&mut Self, Cow<'a, str>) -> Result<()>) -> Result<()> {
         self.list(b'{', b'}', |scan| {
             scan.count()?;
             let key = scan.key()?;
-            entry(scan, key)
+            if scan.null() { Ok(()) } else { entry(scan, key) }
         })
     }
 
@@ -293,9 +293,9 @@ fn is_whole(digits: &[u8]) -> bool {
     matches!(digits, [b'0'] | [b'1'..=b'9', ..])
 }
 
-/// Appends `text` as a JSON string.
-pub fn write_string(out: &mut Vec<u8>, text: &str) {
-    serde_json::to_writer(out, text).expect("text can be written to memory");
+/// Appends a value as JSON.
+pub fn write_json(out: &mut Vec<u8>, value: &(impl Serialize + ?Sized)) {
+    serde_json::to_writer(out, value).expect("JSON can be written to memory");
 }
 
 /// Appends a number; the words for what is none are those of Python.

@@ -219,7 +219,6 @@ impl Queue {
         batch.writing -= 1;
         let lens = written.map_err(|error| (error, Refusal::Invalid))?;
         for (span, len) in batch.entries[entry].spans.iter_mut().zip(lens) {
-            batch.has_gaps |= span.len != len;
             span.len = len;
         }
         self.poison.check(batch, entry, &self.spec.name)?;

@@ -83,11 +83,9 @@ pub(crate) fn parse_head(text: &[u8]) -> Result<InferRequest<'_>> {
     Ok(request)
 }
 
-/// Clients may send as null what they could leave out.
 fn parse_request<'a>(scan: &mut Scanner<'a>, request: &mut InferRequest<'a>) -> Result<()> {
     scan.object(|scan, key| {
         match &*key {
-            _ if scan.null() => {}
             "id" => request.id = scan.string()?,
             "parameters" => request.parameters = parse_parameters(scan)?,
             "inputs" => {
@@ -109,7 +107,6 @@ fn parse_input<'a>(scan: &mut Scanner<'a>) -> Result<Input<'a>> {
     let (mut parameters, mut data) = (Parameters::new(), Data::Missing);
     scan.object(|scan, key| {
         match &*key {
-            _ if scan.null() => {}
             "name" => name = Some(scan.string()?),
             "datatype" => {
                 let text = scan.string()?;
@@ -136,7 +133,6 @@ fn parse_output<'a>(scan: &mut Scanner<'a>) -> Result<Requested<'a>> {
     let (mut name, mut parameters) = (None, Parameters::new());
     scan.object(|scan, key| {
         match &*key {
-            _ if scan.null() => {}
             "name" => name = Some(scan.string()?),
             "parameters" => parameters = parse_parameters(scan)?,
             _ => scan.skip()?,
@@ -150,9 +146,6 @@ fn parse_output<'a>(scan: &mut Scanner<'a>) -> Result<Requested<'a>> {
 fn parse_parameters<'a>(scan: &mut Scanner<'a>) -> Result<Parameters<'a>> {
     let mut parameters = Parameters::new();
     scan.object(|scan, key| {
-        if scan.null() {
-            return Ok(());
-        }
         if !matches!(scan.peek(), Some(b'"' | b't' | b'f' | b'-' | b'0'..=b'9')) {
             return Err(scan.fault(format_args!("parameter '{key}' is no string, number or boolean")));
         }
