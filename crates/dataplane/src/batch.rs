@@ -3,29 +3,26 @@
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::time::Instant;
 
-use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use crate::answer::Part;
-use crate::error::Error;
+use crate::check::PerInput;
+use crate::error::Result;
 use crate::rule::Candidate;
 use crate::slab::{Buffer, Span};
 use crate::tensor::Shape;
 use crate::wire::{Place, Run};
-
-/// The shapes of a request's inputs in the model's order, the batch dimension set to 0; `None` = left out.
-pub type Shapes = SmallVec<[Option<Shape>; 2]>;
 
 /// One request in a batch.
 pub struct Entry {
     /// Its rows.
     pub rows: u32,
     /// Its bytes in each column.
-    pub spans: SmallVec<[Span; 2]>,
+    pub spans: PerInput<Span>,
     /// Whether its rows are written.
     pub ready: bool,
     /// Where the answer goes; closed when the client has gone.
-    pub answer: oneshot::Sender<Result<Part, Error>>,
+    pub answer: oneshot::Sender<Result<Part>>,
     /// When it entered the queue.
     pub enqueued: Instant,
     /// Input bytes it was admitted with.
@@ -39,15 +36,13 @@ pub struct Batch {
     /// The rows.
     pub buffer: Buffer,
     /// What all requests in it have in common.
-    pub shapes: Shapes,
+    pub shapes: PerInput<Option<Shape>>,
     /// The requests, in the order of their rows.
     pub entries: Vec<Entry>,
     /// Rows of all requests.
     pub rows: u32,
     /// Requests whose rows are being written.
     pub writing: u32,
-    /// Strings were shorter than what was set aside for them.
-    pub has_gaps: bool,
     /// Nothing more may join.
     pub sealed: bool,
     /// It has run before: its rows stay where they are.
@@ -61,28 +56,44 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// A batch without requests.
+    pub fn new(id: u64, buffer: Buffer, shapes: PerInput<Option<Shape>>, born: Instant) -> Self {
+        Self {
+            id,
+            buffer,
+            shapes,
+            entries: Vec::new(),
+            rows: 0,
+            writing: 0,
+            sealed: false,
+            rerun: false,
+            losses: 0,
+            born,
+            deadline: None,
+        }
+    }
+
     /// What the dispatch rule looks at.
     pub fn candidate(&self) -> Candidate {
-        let full = self.sealed || self.rows >= self.buffer.max_rows();
+        let full = self.sealed || self.rows >= self.buffer.max_rows;
         Candidate { rows: self.rows, full, born: self.born, deadline: self.deadline }
     }
 
-    /// Takes out the requests whose clients have gone or whose rows could not be written, and closes the gaps.
+    /// Takes out the requests whose clients have gone or whose rows could not be written, and closes the gaps that they
+    /// leave, and those behind strings that were shorter than what was set aside for them.
     pub fn remove_dead(&mut self) -> Vec<Entry> {
-        let is_alive = |entry: &Entry| entry.ready && !entry.answer.is_closed();
-        if self.rerun || (!self.has_gaps && self.entries.iter().all(is_alive)) {
+        if self.rerun {
             return Vec::new();
         }
         let is_dead = |entry: &mut Entry| !entry.ready || entry.answer.is_closed();
-        let dead: Vec<Entry> = self.entries.extract_if(.., is_dead).collect();
+        let dead = self.entries.extract_if(.., is_dead).collect();
         self.buffer.keep(self.entries.iter_mut().map(|entry| &mut entry.spans));
         self.rows = self.entries.iter().map(|entry| entry.rows).sum();
-        self.has_gaps = false;
         dead
     }
 
     /// The message that has it run.
-    pub fn run(&self, is_batched: bool, output_slot: u16) -> Run {
+    pub fn run(&self, is_batched: bool, output_slot: u32) -> Run {
         let place = |(column, shape): (usize, &Option<Shape>)| {
             let mut shape = shape.clone()?;
             if is_batched && let Some(first) = shape.first_mut() {
@@ -98,31 +109,19 @@ impl Batch {
 
     /// Two halves over the same rows; the second takes `id`.
     pub fn split(mut self, id: u64) -> [Self; 2] {
-        let entries = self.entries.split_off(self.entries.len() / 2);
-        let rows = entries.iter().map(|entry| entry.rows).sum();
-        self.rows -= rows;
-        self.mark_rerun();
-        let second = Self {
-            id,
-            buffer: self.buffer.share(),
-            shapes: self.shapes.clone(),
-            entries,
-            rows,
-            writing: 0,
-            has_gaps: false,
-            sealed: true,
-            rerun: true,
-            losses: self.losses,
-            born: self.born,
-            deadline: self.deadline,
-        };
-        [self, second]
+        let mut second = Self::new(id, self.buffer.clone(), self.shapes.clone(), self.born);
+        second.entries = self.entries.split_off(self.entries.len() / 2);
+        second.rows = second.entries.iter().map(|entry| entry.rows).sum();
+        (second.losses, second.deadline) = (self.losses, self.deadline);
+        self.rows -= second.rows;
+        [self, second].map(Self::again)
     }
 
     /// From now on its rows stay where they are.
-    pub fn mark_rerun(&mut self) {
-        self.sealed = true;
-        self.rerun = true;
+    #[must_use]
+    pub fn again(mut self) -> Self {
+        (self.sealed, self.rerun) = (true, true);
+        self
     }
 
     /// A digest of one request's inputs, to know it again.

@@ -3,46 +3,29 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, RwLock};
-use serde::{Deserialize, Serialize};
+use parking_lot::RwLock;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::events::{Event, Events};
+use crate::events::Events;
+use crate::faces::repository::Repository;
 use crate::memory::Memory;
-use crate::models::{Model, Window};
+use crate::models::Model;
 use crate::pool::Pool;
 use crate::rule::Knobs;
 use crate::tensor::ModelSpec;
 
-/// A line of the repository index, as the control plane states it; an empty text is left out.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct IndexRow {
-    /// The model's name.
-    pub name: String,
-    /// The version.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub version: String,
-    /// `READY`, `UNAVAILABLE`, `LOADING`, `UNLOADING` or `UNKNOWN`.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub state: String,
-    /// Why it is in this state.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub reason: String,
-}
-
+/// Where requests go.
 #[derive(Default)]
-struct Routes {
+pub(crate) struct Routes {
     by_key: HashMap<u64, Arc<Model>>,
-    /// Versions of a name, the default (highest) first.
-    by_name: HashMap<String, Vec<Arc<Model>>>,
+    /// Versions of a name, the default (highest) first; no name is without one.
+    pub by_name: HashMap<String, Vec<Arc<Model>>>,
 }
 
 /// The state behind all faces.
@@ -57,12 +40,11 @@ pub struct Dataplane {
     pub memory: Memory,
     /// Where large bodies are parsed and large answers encoded.
     pub pool: Pool,
-    routes: RwLock<Routes>,
-    index: RwLock<Vec<IndexRow>>,
-    runtime: Mutex<Option<Handle>>,
-    commands: Mutex<HashMap<u64, oneshot::Sender<Result<()>>>>,
-    next_key: AtomicU64,
-    next_replica: Arc<AtomicU64>,
+    /// What the repository holds beside the models that are served.
+    pub repository: Repository,
+    pub(crate) routes: RwLock<Routes>,
+    runtime: OnceLock<Handle>,
+    last_id: AtomicU64,
 }
 
 fn version_number(model: &Model) -> u64 {
@@ -72,25 +54,24 @@ fn version_number(model: &Model) -> u64 {
 impl Dataplane {
     /// A data plane without models.
     pub fn new(config: Config) -> io::Result<Arc<Self>> {
+        let events = Arc::new(Events::new()?);
         Ok(Arc::new(Self {
+            repository: Repository::new(Arc::clone(&events)),
+            events,
             memory: Memory::new(config.max_memory_bytes),
             pool: Pool::new(config.pool_threads)?,
             config,
             ready: AtomicBool::new(false),
-            events: Arc::new(Events::new()?),
             routes: RwLock::default(),
-            index: RwLock::default(),
-            runtime: Mutex::default(),
-            commands: Mutex::default(),
-            next_key: AtomicU64::new(1),
-            next_replica: Arc::new(AtomicU64::new(1)),
+            runtime: OnceLock::new(),
+            last_id: AtomicU64::new(0),
         }))
     }
 
     /// Names the runtime that reads the links and keeps house.
     pub fn set_runtime(self: &Arc<Self>, runtime: Handle) {
         runtime.spawn(housekeeping_task(Arc::downgrade(self)));
-        *self.runtime.lock() = Some(runtime);
+        let _ = self.runtime.set(runtime);
     }
 
     /// The model of that name; an empty version means the default one.
@@ -107,7 +88,7 @@ impl Dataplane {
     #[cold]
     fn unknown(&self, name: &str, version: &str) -> Error {
         let prefix = format!("Request for unknown model: '{name}'");
-        if !self.index.read().iter().any(|row| row.name == name) {
+        if !self.repository.knows(name) {
             return Error::not_found(format!("{prefix} is not found"));
         }
         if version.is_empty() {
@@ -130,56 +111,28 @@ impl Dataplane {
         versions.iter().rev().map(|model| model.spec.version.clone()).collect()
     }
 
-    /// The repository index.
-    pub fn index(&self) -> Vec<IndexRow> {
-        self.index.read().clone()
-    }
-
-    /// States the repository index.
-    pub fn set_index(&self, rows: Vec<IndexRow>) {
-        *self.index.write() = rows;
-    }
-
     /// Whether the server is ready.
     pub fn is_ready(&self) -> bool {
         self.ready.load(Relaxed)
     }
 
-    /// Has the control plane load or unload a model, and waits until it has.
-    pub async fn command(
-        &self,
-        kind: &'static str,
-        model: String,
-        parameters: serde_json::Value,
-    ) -> Result<()> {
-        let ticket = self.next_key.fetch_add(1, Relaxed);
-        let (sender, receiver) = oneshot::channel();
-        self.commands.lock().insert(ticket, sender);
-        self.events.push(Event::Command { ticket, kind, model, parameters });
-        receiver.await.unwrap_or_else(|_| Err(Error::unavailable("the server is shutting down")))
-    }
-
-    /// Answers a command; an unknown ticket belongs to a client that has gone.
-    pub fn answer(&self, ticket: u64, outcome: Result<()>) {
-        if let Some(sender) = self.commands.lock().remove(&ticket) {
-            let _ = sender.send(outcome);
-        }
+    /// Identifies a model or a replica towards the control plane.
+    fn take_id(&self) -> u64 {
+        self.last_id.fetch_add(1, Relaxed) + 1
     }
 
     /// Makes a model, not routed yet. Returns its key.
     pub fn add_model(&self, spec: ModelSpec) -> io::Result<u64> {
-        let Some(runtime) = self.runtime.lock().clone() else {
-            return Err(io::Error::other("the data plane has not been started"));
-        };
-        let key = self.next_key.fetch_add(1, Relaxed);
-        let replicas = Arc::clone(&self.next_replica);
-        let shared = (Arc::clone(&self.events), runtime);
-        let model = Model::new(key, spec, self.config.max_body_bytes, replicas, shared)?;
+        let runtime =
+            self.runtime.get().ok_or_else(|| io::Error::other("the data plane has not been started"))?;
+        let key = self.take_id();
+        let events = Arc::clone(&self.events);
+        let model = Model::new(key, spec, self.config.max_body_bytes, events, runtime.clone())?;
         self.routes.write().by_key.insert(key, model);
         Ok(key)
     }
 
-    fn by_key(&self, key: u64) -> io::Result<Arc<Model>> {
+    pub(crate) fn by_key(&self, key: u64) -> io::Result<Arc<Model>> {
         let found = self.routes.read().by_key.get(&key).map(Arc::clone);
         found.ok_or_else(|| {
             io::Error::new(io::ErrorKind::NotFound, format!("there is no model with key {key}"))
@@ -201,43 +154,25 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Takes a model out of the routes; an event tells when it has answered its last request.
-    pub fn remove_model(&self, key: u64) -> io::Result<()> {
-        let model = self.by_key(key)?;
-        let mut routes = self.routes.write();
-        if let Some(versions) = routes.by_name.get_mut(&model.spec.name) {
-            versions.retain(|candidate| candidate.key != key);
-            if versions.is_empty() {
-                routes.by_name.remove(&model.spec.name);
-            }
-        }
-        drop(routes);
-        model.close(None);
-        Ok(())
-    }
-
     /// Gives a model a replica.
     pub fn attach(&self, key: u64, link: OwnedFd) -> io::Result<u64> {
-        self.by_key(key)?.attach(link)
+        let replica = self.take_id();
+        self.by_key(key)?.attach(link, replica).map(|()| replica)
     }
 
     /// Tells how a replica ended; see [`Model::settle`].
     pub fn settle(&self, replica: u64, fault: &str) {
-        let models: Vec<_> = self.routes.read().by_key.values().map(Arc::clone).collect();
-        models.iter().any(|model| model.settle(replica, fault));
+        self.known().iter().any(|model| model.settle(replica, fault));
     }
 
     /// Sets a model's knobs.
     pub fn set_knobs(&self, key: u64, knobs: Knobs) -> io::Result<()> {
-        self.by_key(key)?.set_knobs(knobs);
-        Ok(())
+        self.by_key(key).map(|model| model.set_knobs(knobs))
     }
 
-    /// What the control plane looks at: every model with its numbers.
-    pub fn windows(&self) -> Vec<(Window, Arc<Model>)> {
-        let now = Instant::now();
-        let routes = self.routes.read();
-        routes.by_key.values().map(|model| (model.window(now), Arc::clone(model))).collect()
+    /// Every model, those included that are not routed yet or any more.
+    pub fn known(&self) -> Vec<Arc<Model>> {
+        self.routes.read().by_key.values().map(Arc::clone).collect()
     }
 }
 
@@ -247,10 +182,8 @@ async fn housekeeping_task(dataplane: std::sync::Weak<Dataplane>) {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let Some(dataplane) = dataplane.upgrade() else { return };
         let now = Instant::now();
-        for (_, model) in dataplane.windows() {
-            model.tick(now);
-        }
+        dataplane.known().iter().for_each(|model| model.queue.lock().keep_house(now));
         // A closed model stays known by its key until its replicas no longer need to be settled.
-        dataplane.routes.write().by_key.retain(|_, model| !model.is_removed());
+        dataplane.routes.write().by_key.retain(|_, model| !model.removed.load(Relaxed));
     }
 }

@@ -27,7 +27,7 @@ pub fn infer<T: Send + 'static>(
             Ok(encoded)
         })
     };
-    pool.run(is_large, submit).try_flatten().and_then(encode)
+    pool.run(is_large, submit).and_then(Ticket::answer).and_then(encode)
 }
 
 /// Puts a request into its model's queue; one that could not be understood is counted.

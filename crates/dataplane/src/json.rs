@@ -1,4 +1,4 @@
-//! A JSON scanner for requests: it borrows from the text, builds no tree and never recurses on its input.
+//! A JSON scanner for requests: it borrows from the text, builds no tree and nests no deeper than its limit.
 //!
 //! Errors end in "at byte N"; the caller says of which text.
 
@@ -7,6 +7,7 @@ use std::fmt::Display;
 
 use fast_float2::FastFloat;
 use memchr::{memchr2, memchr3};
+use serde::Serialize;
 
 use crate::error::{Error, Result};
 
@@ -77,9 +78,8 @@ impl<'a> Scanner<'a> {
         found
     }
 
-    /// Reads a `null`, if there is one.
     #[inline]
-    pub fn null(&mut self) -> bool {
+    fn null(&mut self) -> bool {
         self.take_word("null")
     }
 
@@ -88,38 +88,54 @@ impl<'a> Scanner<'a> {
         if self.peek().is_none() { Ok(()) } else { Err(self.expected("the end of the text")) }
     }
 
-    /// Visits the entries of an object; `entry` must read the value of its key.
+    /// Visits the entries of an object; `entry` must read the value of its key. Null is as good as left out.
     pub fn object(&mut self, mut entry: impl FnMut(&mut Self, Cow<'a, str>) -> Result<()>) -> Result<()> {
         self.list(b'{', b'}', |scan| {
+            scan.count()?;
             let key = scan.key()?;
-            entry(scan, key)
+            if scan.null() { Ok(()) } else { entry(scan, key) }
         })
     }
 
     /// Visits the elements of an array; `element` must read one value.
-    pub fn array(&mut self, element: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
-        self.list(b'[', b']', element)
+    pub fn array(&mut self, mut element: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
+        self.list(b'[', b']', |scan| {
+            scan.count()?;
+            element(scan)
+        })
+    }
+
+    fn count(&mut self) -> Result<()> {
+        self.entries += 1;
+        if self.entries > MAX_ENTRIES {
+            return Err(self.fault(format_args!("more than {MAX_ENTRIES} entries")));
+        }
+        Ok(())
     }
 
     #[inline]
     fn list(&mut self, open: u8, close: u8, mut entry: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
         self.need(open)?;
-        if self.take(close) {
-            return Ok(());
-        }
-        self.depth += 1;
-        loop {
-            self.entries += 1;
-            if self.entries > MAX_ENTRIES {
-                return Err(self.fault(format_args!("more than {MAX_ENTRIES} entries")));
-            }
+        self.enter()?;
+        if self.peek() != Some(close) {
             entry(self)?;
-            if self.take(close) {
-                self.depth -= 1;
-                return Ok(());
+            while self.take(b',') {
+                entry(self)?;
             }
-            self.need(b',')?;
         }
+        self.depth -= 1;
+        self.need(close)
+    }
+
+    #[inline]
+    fn enter(&mut self) -> Result<()> {
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err(
+                self.fault(format_args!("JSON nesting depth exceeds maximum allowed limit ({MAX_DEPTH})"))
+            );
+        }
+        Ok(())
     }
 
     fn key(&mut self) -> Result<Cow<'a, str>> {
@@ -130,25 +146,23 @@ impl<'a> Scanner<'a> {
     /// Reads a string.
     pub fn string(&mut self) -> Result<Cow<'a, str>> {
         self.need(b'"')?;
-        let (start, mut is_escaped) = (self.at, false);
+        let start = self.at;
         loop {
             match self.text.get(self.at) {
                 Some(b'"') => break,
-                Some(b'\\') => {
-                    is_escaped = true;
-                    self.at += 2;
-                }
+                Some(b'\\') => self.at += 2,
                 Some(0x20..) => self.at += 1,
                 _ => return Err(self.expected("the closing quote of a string")),
             }
         }
         self.at += 1;
-        if is_escaped {
+        let plain = &self.text[start..self.at - 1];
+        if plain.contains(&b'\\') {
             let decoded = serde_json::from_slice(&self.text[start - 1..self.at]);
             return decoded.map(Cow::Owned).map_err(|_| self.fault("a string with a wrong escape"));
         }
-        let plain = std::str::from_utf8(&self.text[start..self.at - 1]);
-        plain.map(Cow::Borrowed).map_err(|_| self.fault("a string that is not UTF-8"))
+        let plain = std::str::from_utf8(plain).map_err(|_| self.fault("a string that is not UTF-8"))?;
+        Ok(Cow::Borrowed(plain))
     }
 
     /// Reads a boolean; also 0 and 1, as some clients write them.
@@ -165,20 +179,15 @@ impl<'a> Scanner<'a> {
     /// Reads an integer of the type that errors call `name`; `1.0` and `1e3` are none.
     #[inline]
     pub fn integer<T: TryFrom<i128>>(&mut self, name: &str) -> Result<T> {
-        let negative = self.take(b'-');
-        let start = self.at;
-        let mut magnitude = Some(0_u64);
-        while let Some(digit @ b'0'..=b'9') = self.text.get(self.at) {
-            magnitude =
-                magnitude.and_then(|value| value.checked_mul(10)?.checked_add(u64::from(digit - b'0')));
-            self.at += 1;
-        }
-        let has_leading_zero = self.at > start + 1 && self.text[start] == b'0';
-        if self.at == start || has_leading_zero || matches!(self.text.get(self.at), Some(b'.' | b'e' | b'E'))
-        {
+        let is_negative = self.take(b'-');
+        let digits = leading_digits(&self.text[self.at..]);
+        self.at += digits.len();
+        if !is_whole(digits) || matches!(self.text.get(self.at), Some(b'.' | b'e' | b'E')) {
             return Err(self.expected(format_args!("an integer ({name})")));
         }
-        let value = magnitude.map(|value| if negative { -i128::from(value) } else { i128::from(value) });
+        let add = |value: u64, digit: &u8| value.checked_mul(10)?.checked_add((digit - b'0').into());
+        let magnitude = digits.iter().try_fold(0, add).map(i128::from);
+        let value = magnitude.map(|value| if is_negative { -value } else { value });
         let value = value.and_then(|value| T::try_from(value).ok());
         value.ok_or_else(|| self.fault(format_args!("a number is out of range for {name}")))
     }
@@ -190,13 +199,10 @@ impl<'a> Scanner<'a> {
         self.peek();
         let rest = &self.text[self.at..];
         // JSON is stricter than the parser of floats: no leading zero, and a digit on each side of the point.
-        let sign = usize::from(rest.first() == Some(&b'-'));
-        let digits = rest[sign..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-        let has_leading_zero = digits > 1 && rest[sign] == b'0';
-        let fraction = rest[sign + digits..].strip_prefix(b".");
-        let is_bare_point =
-            fraction.is_some_and(|fraction| !fraction.first().is_some_and(u8::is_ascii_digit));
-        if digits == 0 || has_leading_zero || is_bare_point {
+        let unsigned = rest.strip_prefix(b"-").unwrap_or(rest);
+        let digits = leading_digits(unsigned);
+        let fraction = unsigned[digits.len()..].strip_prefix(b".");
+        if !is_whole(digits) || fraction.is_some_and(|rest| !matches!(rest, [b'0'..=b'9', ..])) {
             let known = [("NaN", f32::NAN), ("Infinity", f32::INFINITY), ("-Infinity", f32::NEG_INFINITY)];
             let word = known.into_iter().find(|(word, _)| words && self.take_word(word));
             return word.map(|(_, value)| value.into()).ok_or_else(|| self.expected("a number"));
@@ -212,81 +218,50 @@ impl<'a> Scanner<'a> {
 
     /// Reads any value and checks it.
     pub fn skip(&mut self) -> Result<()> {
-        self.walk::<true>(|scan| match scan.peek() {
-            Some(b'"') => scan.string().map(drop),
-            Some(b't' | b'f') => scan.boolean().map(drop),
-            Some(b'-' | b'0'..=b'9') => scan.float::<f64>("FP64", false).map(drop),
-            _ if scan.null() => Ok(()),
-            _ => Err(scan.expected("a value")),
-        })
+        match self.peek() {
+            Some(b'{') => self.list(b'{', b'}', |scan| scan.key().and_then(|_| scan.skip())),
+            Some(b'[') => self.list(b'[', b']', Self::skip),
+            Some(b'"') => self.string().map(drop),
+            Some(b't' | b'f') => self.boolean().map(drop),
+            Some(b'-' | b'0'..=b'9') => self.float::<f64>("FP64", false).map(drop),
+            _ if self.null() => Ok(()),
+            _ => Err(self.expected("a value")),
+        }
     }
 
     /// Calls `element` for every element of an array of any nesting, in order, or for a value that is no array.
-    pub fn flatten(&mut self, element: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
-        self.walk::<false>(element)
-    }
-
     #[inline]
-    fn walk<const OBJECTS: bool>(&mut self, mut scalar: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
-        // Bit 0 tells whether the innermost level is an object, bit 1 the one around it, and so on.
-        let (mut depth, mut levels) = (0, 0_u128);
+    pub fn flatten(&mut self, mut element: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
+        let outer = self.depth;
         loop {
-            let opening = self.peek();
-            let is_object = OBJECTS && opening == Some(b'{');
-            if is_object || opening == Some(b'[') {
-                self.at += 1;
-                depth += 1;
-                self.check_depth(depth)?;
-                levels = levels << 1 | u128::from(is_object);
-                if self.peek() != Some(if is_object { b'}' } else { b']' }) {
-                    if is_object {
-                        self.key()?;
-                    }
+            if self.take(b'[') {
+                self.enter()?;
+                if self.peek() != Some(b']') {
                     continue;
                 }
             } else {
-                scalar(self)?;
+                element(self)?;
             }
-            while depth > 0 && !self.take(b',') {
-                self.need(if OBJECTS && levels & 1 == 1 { b'}' } else { b']' })?;
-                depth -= 1;
-                levels >>= 1;
+            while self.depth > outer && !self.take(b',') {
+                self.need(b']')?;
+                self.depth -= 1;
             }
-            if depth == 0 {
+            if self.depth == outer {
                 return Ok(());
             }
-            if OBJECTS && levels & 1 == 1 {
-                self.key()?;
-            }
         }
-    }
-
-    #[inline]
-    fn check_depth(&self, depth: u32) -> Result<()> {
-        if self.depth + depth > MAX_DEPTH {
-            return Err(
-                self.fault(format_args!("JSON nesting depth exceeds maximum allowed limit ({MAX_DEPTH})"))
-            );
-        }
-        Ok(())
     }
 
     /// The text of the next value. Of an array only brackets and quotes are looked at: its reader must check the rest.
     pub fn span(&mut self) -> Result<&'a [u8]> {
-        let is_array = self.peek() == Some(b'[');
-        let (start, mut depth) = (self.at, 0);
+        let (is_array, start, outer) = (self.peek() == Some(b'['), self.at, self.depth);
         if !is_array {
             self.skip()?;
-            return Ok(&self.text[start..self.at]);
         }
-        loop {
+        while is_array && (self.at == start || self.depth > outer) {
             match self.find(|rest| memchr3(b'[', b']', b'"', rest))? {
-                b'[' => {
-                    depth += 1;
-                    self.check_depth(depth)?;
-                }
-                b']' if depth == 1 => return Ok(&self.text[start..self.at]),
-                b']' => depth -= 1,
+                b'[' => self.enter()?,
+                b']' => self.depth -= 1,
                 _ => {
                     while self.find(|rest| memchr2(b'"', b'\\', rest))? == b'\\' {
                         self.at += 1;
@@ -294,6 +269,7 @@ impl<'a> Scanner<'a> {
                 }
             }
         }
+        Ok(&self.text[start..self.at])
     }
 
     /// Goes behind the next byte that `search` finds, and returns it.
@@ -306,7 +282,29 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// Appends `text` as a JSON string.
-pub fn write_string(out: &mut Vec<u8>, text: &str) {
-    serde_json::to_writer(out, text).expect("text can be written to memory");
+#[inline]
+fn leading_digits(text: &[u8]) -> &[u8] {
+    &text[..text.iter().take_while(|byte| byte.is_ascii_digit()).count()]
+}
+
+/// Whether JSON lets a number begin with these digits.
+#[inline]
+fn is_whole(digits: &[u8]) -> bool {
+    matches!(digits, [b'0'] | [b'1'..=b'9', ..])
+}
+
+/// Appends a value as JSON.
+pub fn write_json(out: &mut Vec<u8>, value: &(impl Serialize + ?Sized)) {
+    serde_json::to_writer(out, value).expect("JSON can be written to memory");
+}
+
+/// Appends a number; the words for what is none are those of Python.
+#[inline]
+pub fn write_float<F: ryu::Float + Into<f64>>(out: &mut Vec<u8>, value: F) {
+    let wide: f64 = value.into();
+    match wide {
+        _ if wide.is_finite() => out.extend_from_slice(ryu::Buffer::new().format_finite(value).as_bytes()),
+        _ if wide.is_nan() => out.extend_from_slice(b"NaN"),
+        _ => out.extend_from_slice(if wide > 0.0 { &b"Infinity"[..] } else { b"-Infinity" }),
+    }
 }

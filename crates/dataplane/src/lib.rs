@@ -13,14 +13,15 @@ pub mod encode;
 pub mod fill;
 pub mod json;
 pub mod request;
+pub mod typed;
 
 // from a request's rows to a replica and back
 pub mod answer;
 pub mod batch;
 pub mod events;
 pub mod link;
-pub mod mailbox;
 pub mod queue;
+pub mod recovery;
 pub mod rule;
 pub mod slab;
 pub mod wire;

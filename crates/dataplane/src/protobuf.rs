@@ -7,16 +7,19 @@ use bytes::Bytes;
 use prost::encoding::{
     DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, int64, skip_field,
 };
+use serde_json::Value;
 use smallvec::SmallVec;
 
 use crate::answer::Answer;
-use crate::encode::classify;
+use crate::check::WantedOutput;
+use crate::encode;
 use crate::error::{Error, Result};
 use crate::proto::infer_parameter::ParameterChoice;
 use crate::proto::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
-use crate::proto::{InferParameter, InferTensorContents, ModelInferRequest};
-use crate::request::{Data, InferRequest, Input, Parameter, Parameters, Requested, Typed};
+use crate::proto::{InferParameter, ModelInferRequest};
+use crate::request::{Data, InferRequest, Input, Parameters, Requested};
 use crate::tensor::{DType, Shape};
+use crate::typed;
 
 /// A field of a response: the parameter by which Triton's clients know that nothing more follows for a request.
 const FINAL_RESPONSE: &[u8] = b"\x0a\x15triton_final_response\x12\x02\x08\x01";
@@ -89,10 +92,8 @@ fn parse_input<'a>(
         (Some(_), _) if is_raw => Err(Error::invalid(format!(
             "contents field must not be specified when using raw_input_contents for '{name}' for model '{model}'"
         ))),
-        (Some(contents), _) => parse_contents(contents).ok_or_else(|| {
-            Error::invalid(format!("contents of more than one type for input '{name}' for model '{model}'"))
-        }),
-        (None, Some(raw)) => Ok(Data::Raw(raw)),
+        (Some(contents), _) => typed::raw(input, datatype, contents, model).map(Data::Raw),
+        (None, Some(raw)) => Ok(Data::Raw(Cow::Borrowed(raw))),
         // Not refused here: an input in shared memory has no contents either.
         (None, None) => Ok(Data::Missing),
     };
@@ -109,36 +110,19 @@ fn parse_requested(output: &InferRequestedOutputTensor) -> Requested<'_> {
     Requested { name: Cow::Borrowed(&output.name), parameters: parse_parameters(&output.parameters) }
 }
 
-/// The one list that has elements; none at all is a tensor without elements. `None` = more than one has.
-fn parse_contents(contents: &InferTensorContents) -> Option<Data<'_>> {
-    let lists = [
-        (contents.bool_contents.len(), Typed::Bool(&contents.bool_contents)),
-        (contents.int_contents.len(), Typed::Int(&contents.int_contents)),
-        (contents.int64_contents.len(), Typed::Int64(&contents.int64_contents)),
-        (contents.uint_contents.len(), Typed::Uint(&contents.uint_contents)),
-        (contents.uint64_contents.len(), Typed::Uint64(&contents.uint64_contents)),
-        (contents.fp32_contents.len(), Typed::Fp32(&contents.fp32_contents)),
-        (contents.fp64_contents.len(), Typed::Fp64(&contents.fp64_contents)),
-        (contents.bytes_contents.len(), Typed::Bytes(&contents.bytes_contents)),
-    ];
-    let mut filled = lists.into_iter().filter(|(len, _)| *len > 0);
-    let data = filled.next().map_or(Data::Raw(&[]), |(_, list)| Data::Typed(list));
-    filled.next().is_none().then_some(data)
-}
-
 fn parse_parameters(map: &BTreeMap<String, InferParameter>) -> Parameters<'_> {
     map.iter()
         .filter_map(|(key, value)| Some((Cow::Borrowed(key.as_str()), parse_parameter(value)?)))
         .collect()
 }
 
-fn parse_parameter(parameter: &InferParameter) -> Option<Parameter<'_>> {
+fn parse_parameter(parameter: &InferParameter) -> Option<Value> {
     Some(match parameter.parameter_choice.as_ref()? {
-        ParameterChoice::BoolParam(value) => Parameter::Bool(*value),
-        ParameterChoice::Int64Param(value) => Parameter::Int(*value),
-        ParameterChoice::StringParam(value) => Parameter::String(Cow::Borrowed(value)),
-        ParameterChoice::DoubleParam(value) => Parameter::Double(*value),
-        ParameterChoice::Uint64Param(value) => Parameter::Uint(*value),
+        ParameterChoice::BoolParam(value) => (*value).into(),
+        ParameterChoice::Int64Param(value) => (*value).into(),
+        ParameterChoice::StringParam(value) => value.as_str().into(),
+        ParameterChoice::DoubleParam(value) => (*value).into(),
+        ParameterChoice::Uint64Param(value) => (*value).into(),
     })
 }
 
@@ -159,16 +143,10 @@ pub fn write(answer: &Answer, is_streamed: bool, buffer: &mut Vec<u8>) -> Result
         let view = &views[wanted.index];
         tensor.clear();
         write_field(1, view.spec.name.as_bytes(), &mut tensor);
-        if wanted.classification > 0 {
-            let (shape, classes) = classify(spec, view, wanted.classification)?;
-            write_field(2, DType::Bytes.name().as_bytes(), &mut tensor);
-            int64::encode_packed(3, &shape, &mut tensor);
-            contents.push(classes.into());
-        } else {
-            write_field(2, view.spec.datatype.name().as_bytes(), &mut tensor);
-            int64::encode_packed(3, view.shape, &mut tensor);
-            contents.push(view.data.into());
-        }
+        let answered = encode::answer(spec, &WantedOutput { binary: true, ..*wanted }, view)?;
+        write_field(2, answered.datatype.name().as_bytes(), &mut tensor);
+        int64::encode_packed(3, &answered.shape, &mut tensor);
+        contents.push(answered.data);
         write_field(5, &tensor, buffer);
     }
     for bytes in contents {

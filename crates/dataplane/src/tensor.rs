@@ -28,45 +28,86 @@ pub enum DType {
 }
 
 impl DType {
-    /// Every datatype with its name on the wire.
-    pub const ALL: [(Self, &'static str); 14] = [
-        (Self::Bool, "BOOL"),
-        (Self::Uint8, "UINT8"),
-        (Self::Uint16, "UINT16"),
-        (Self::Uint32, "UINT32"),
-        (Self::Uint64, "UINT64"),
-        (Self::Int8, "INT8"),
-        (Self::Int16, "INT16"),
-        (Self::Int32, "INT32"),
-        (Self::Int64, "INT64"),
-        (Self::Fp16, "FP16"),
-        (Self::Bf16, "BF16"),
-        (Self::Fp32, "FP32"),
-        (Self::Fp64, "FP64"),
-        (Self::Bytes, "BYTES"),
+    /// Every datatype with its name on the wire and the bytes of an element.
+    pub const ALL: [(Self, &'static str, usize); 14] = [
+        (Self::Bool, "BOOL", 1),
+        (Self::Uint8, "UINT8", 1),
+        (Self::Uint16, "UINT16", 2),
+        (Self::Uint32, "UINT32", 4),
+        (Self::Uint64, "UINT64", 8),
+        (Self::Int8, "INT8", 1),
+        (Self::Int16, "INT16", 2),
+        (Self::Int32, "INT32", 4),
+        (Self::Int64, "INT64", 8),
+        (Self::Fp16, "FP16", 2),
+        (Self::Bf16, "BF16", 2),
+        (Self::Fp32, "FP32", 4),
+        (Self::Fp64, "FP64", 8),
+        (Self::Bytes, "BYTES", 0),
     ];
-
-    /// Bytes per element; 0 for `BYTES`, whose elements carry their own length.
-    pub const fn size(self) -> usize {
-        match self {
-            Self::Bytes => 0,
-            Self::Bool | Self::Uint8 | Self::Int8 => 1,
-            Self::Uint16 | Self::Int16 | Self::Fp16 | Self::Bf16 => 2,
-            Self::Uint32 | Self::Int32 | Self::Fp32 => 4,
-            Self::Uint64 | Self::Int64 | Self::Fp64 => 8,
-        }
-    }
 
     /// The name on the wire.
     pub fn name(self) -> &'static str {
         Self::ALL[self as usize].1
     }
 
+    /// Bytes per element; 0 for `BYTES`, whose elements carry their own length.
+    pub const fn size(self) -> usize {
+        Self::ALL[self as usize].2
+    }
+
     /// The datatype of that wire name.
     pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.iter().find(|(_, text)| *text == name).map(|(dtype, _)| *dtype)
+        Self::ALL.iter().find(|(_, text, _)| *text == name).map(|(datatype, ..)| *datatype)
+    }
+
+    /// What lies behind the first `count` elements of `data`; `None` if it has fewer.
+    pub fn behind(self, data: &[u8], count: usize) -> Option<&[u8]> {
+        match self {
+            Self::Bytes => (0..count).try_fold(data, |rest, _| Some(split_text(rest)?.1)),
+            _ => data.get(count.checked_mul(self.size())?..),
+        }
     }
 }
+
+/// The first element of raw `BYTES` data, which has its length in front, and the rest; `None` if it is cut off.
+#[inline]
+pub fn split_text(data: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = data.split_first_chunk::<4>()?;
+    rest.split_at_checked(u32::from_le_bytes(*length) as usize)
+}
+
+/// Appends an element of raw `BYTES` data.
+pub fn push_text(out: &mut Vec<u8>, text: &[u8]) {
+    out.extend_from_slice(&(text.len() as u32).to_le_bytes());
+    out.extend_from_slice(text);
+}
+
+/// Elements of a tensor of that shape; `None` if a dimension is negative or the product is too large.
+pub fn elements(shape: &[i64]) -> Option<usize> {
+    if shape.contains(&0) && shape.iter().all(|size| *size >= 0) {
+        return Some(0);
+    }
+    shape.iter().try_fold(1_usize, |product, size| product.checked_mul(usize::try_from(*size).ok()?))
+}
+
+/// Runs `$body` with `$T` as the Rust type of a datatype's elements: the one for integers or the one for floats.
+macro_rules! with_number {
+    ($datatype:expr, $I:ident => $integer:expr, $F:ident => $float:expr, $other:pat => $otherwise:expr $(,)?) => {
+        with_number!(@arms $datatype, $other => $otherwise; $I $integer; $F $float;
+            Uint8 u8, Uint16 u16, Uint32 u32, Uint64 u64, Int8 i8, Int16 i16, Int32 i32, Int64 i64;
+            Fp32 f32, Fp64 f64)
+    };
+    (@arms $datatype:expr, $other:pat => $otherwise:expr; $I:ident $integer:expr; $F:ident $float:expr;
+        $($integers:ident $int:ty),*; $($floats:ident $real:ty),*) => {
+        match $datatype {
+            $($crate::tensor::DType::$integers => { type $I = $int; $integer })*
+            $($crate::tensor::DType::$floats => { type $F = $real; $float })*
+            $other => $otherwise,
+        }
+    };
+}
+pub(crate) use with_number;
 
 /// One input or output of a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -112,10 +153,10 @@ pub struct ModelSpec {
     #[serde(default = "default_queue_requests")]
     pub max_queue_requests: u32,
     /// Most input bytes that wait or run.
-    #[serde(default = "default_queue_bytes")]
+    #[serde(default = "default_bytes")]
     pub max_queue_bytes: u64,
     /// Bytes that one replica may use for the outputs of one batch.
-    #[serde(default = "default_output_bytes")]
+    #[serde(default = "default_bytes")]
     pub max_output_bytes: u64,
 }
 
@@ -125,10 +166,7 @@ const fn yes() -> bool {
 const fn default_queue_requests() -> u32 {
     1024
 }
-const fn default_queue_bytes() -> u64 {
-    1 << 28
-}
-const fn default_output_bytes() -> u64 {
+const fn default_bytes() -> u64 {
     1 << 28
 }
 

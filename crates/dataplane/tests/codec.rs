@@ -7,10 +7,12 @@ use bytes::Bytes;
 use lrai_dataplane::check::{Checked, Wanted, WantedOutput, check};
 use lrai_dataplane::encode::{OutputView, encode};
 use lrai_dataplane::error::Result;
+use lrai_dataplane::faces::binary::{parse_binary, parse_raw};
 use lrai_dataplane::fill::fill;
-use lrai_dataplane::request::{
-    Data, InferRequest, Input, Parameters, Typed, parse_binary, parse_json, parse_raw,
-};
+use lrai_dataplane::proto::model_infer_request::InferInputTensor;
+use lrai_dataplane::proto::{InferTensorContents, ModelInferRequest};
+use lrai_dataplane::protobuf;
+use lrai_dataplane::request::{InferRequest, parse_json, tag};
 use lrai_dataplane::tensor::{DType, ModelSpec, Shape};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -43,12 +45,12 @@ fn model_of(datatype: DType, shape: &[i64]) -> ModelSpec {
 /// Checks a request and fills each input into room of the promised size.
 fn accept(spec: &ModelSpec, request: &InferRequest<'_>) -> Result<(Checked, Vec<Option<Vec<u8>>>)> {
     let checked = check(spec, request)?;
-    let filled = checked.placements.iter().map(|placement| {
-        let Some(source) = placement.source else { return Ok(None) };
-        let mut room = vec![0xaa; placement.max_bytes];
+    let filled = checked.sources.iter().zip(&checked.max_bytes).map(|(source, max_bytes)| {
+        let Some(source) = *source else { return Ok(None) };
+        let mut room = vec![0xaa; *max_bytes];
         let written = fill(&request.inputs[source], &mut room)?;
         let is_text = request.inputs[source].datatype == DType::Bytes;
-        assert!(is_text || written == placement.max_bytes, "only the size of text may be a bound");
+        assert!(is_text || written == *max_bytes, "only the size of text may be a bound");
         room.truncate(written);
         Ok(Some(room))
     });
@@ -100,9 +102,13 @@ impl RequestCase {
             (None, None, None) => parse_json(&body)?,
             _ => parse_binary(&body, head_len)?,
         };
-        let (Checked { rows, placements, wanted }, filled) =
-            accept(spec, &request).map_err(|error| request.tag(error))?;
-        let shape = self.shape.as_ref().map(|_| placements[0].shape.to_vec());
+        let (Checked { rows, shapes, wanted, .. }, filled) =
+            accept(spec, &request).map_err(|error| tag(&request.id, error))?;
+        let shape = self.shape.as_ref().map(|_| request.inputs[0].shape.to_vec());
+        for (shape, expected) in shapes.iter().zip(&spec.inputs) {
+            let is_open = |shape: &Shape| !spec.is_batched() || expected.shape.is_empty() || shape[0] == 0;
+            assert!(shape.as_ref().is_none_or(is_open), "batches are told apart by their rows");
+        }
         let filled: Vec<_> = filled.iter().map(|bytes| bytes.as_deref().map(hex_of)).collect();
         let outputs: Vec<_> = wanted.outputs.iter().map(|o| (o.index, o.binary, o.classification)).collect();
         let Wanted { id, priority, timeout_us, .. } = wanted;
@@ -168,7 +174,11 @@ fn every_answer_is_written_as_its_case_says() {
         let wanted = Wanted { id, outputs: wanted.collect(), ..Wanted::default() };
         let data: Vec<_> = outputs.iter().map(|output| bytes_of(&output.data)).collect();
         let views = spec.outputs.iter().zip(&outputs).zip(&data);
-        let views = views.map(|((spec, output), data)| OutputView { spec, shape: &output.shape, data });
+        let views = views.map(|((spec, output), data)| OutputView {
+            spec,
+            shape: Shape::from_slice(&output.shape),
+            data,
+        });
         let got = match encode(spec, &wanted, &views.collect::<Vec<_>>()) {
             Err(error) => (None, None, Some(format!("{:?}: {error}", error.code))),
             Ok(encoded) => {
@@ -181,60 +191,74 @@ fn every_answer_is_written_as_its_case_says() {
     }
 }
 
-fn typed_input<'a>(datatype: DType, shape: &[i64], typed: Typed<'a>) -> InferRequest<'a> {
-    let (shape, parameters) = (Shape::from_slice(shape), Parameters::new());
-    let input = Input { name: "x".into(), datatype, shape, parameters, data: Data::Typed(typed) };
-    InferRequest { inputs: [input].into_iter().collect(), ..InferRequest::default() }
+/// The elements that a gRPC request with these contents brings to a model of that datatype and two elements.
+fn read_typed(datatype: DType, contents: InferTensorContents) -> Result<Vec<Option<Vec<u8>>>> {
+    let (name, shape, contents) = ("x".into(), vec![2], Some(contents));
+    let datatype_name = datatype.name().into();
+    let input = InferInputTensor { name, datatype: datatype_name, shape, contents, ..Default::default() };
+    let request = ModelInferRequest { model_name: "m".into(), inputs: vec![input], ..Default::default() };
+    accept(&model_of(datatype, &[2]), &protobuf::parse(&request)?).map(|(_, filled)| filled)
+}
+
+/// Contents with one list.
+macro_rules! contents {
+    ($list:ident: $values:expr) => {
+        InferTensorContents { $list: $values.into_iter().collect(), ..Default::default() }
+    };
 }
 
 #[test]
 fn typed_contents_take_the_place_of_their_datatype() {
     let texts = [Bytes::from_static(b"ab"), Bytes::new()];
-    let cases: [(DType, Typed<'_>, &str); 12] = [
-        (DType::Bool, Typed::Bool(&[true, false]), "0100"),
-        (DType::Int8, Typed::Int(&[-128, 127]), "807f"),
-        (DType::Int16, Typed::Int(&[-32768, 1]), "00800100"),
-        (DType::Int32, Typed::Int(&[-1, 1]), "ffffffff01000000"),
-        (DType::Int64, Typed::Int64(&[-1, 1]), "ffffffffffffffff0100000000000000"),
-        (DType::Uint8, Typed::Uint(&[0, 255]), "00ff"),
-        (DType::Uint16, Typed::Uint(&[1, 65535]), "0100ffff"),
-        (DType::Uint32, Typed::Uint(&[1, u32::MAX]), "01000000ffffffff"),
-        (DType::Uint64, Typed::Uint64(&[1, u64::MAX]), "0100000000000000ffffffffffffffff"),
-        (DType::Fp32, Typed::Fp32(&[1.0, -2.5]), "0000803f000020c0"),
-        (DType::Fp64, Typed::Fp64(&[1.0, -2.0]), "000000000000f03f00000000000000c0"),
-        (DType::Bytes, Typed::Bytes(&texts), "02000000616200000000"),
+    let cases: [(DType, InferTensorContents, &str); 12] = [
+        (DType::Bool, contents!(bool_contents: [true, false]), "0100"),
+        (DType::Int8, contents!(int_contents: [-128, 127]), "807f"),
+        (DType::Int16, contents!(int_contents: [-32768, 1]), "00800100"),
+        (DType::Int32, contents!(int_contents: [-1, 1]), "ffffffff01000000"),
+        (DType::Int64, contents!(int64_contents: [-1, 1]), "ffffffffffffffff0100000000000000"),
+        (DType::Uint8, contents!(uint_contents: [0, 255]), "00ff"),
+        (DType::Uint16, contents!(uint_contents: [1, 65535]), "0100ffff"),
+        (DType::Uint32, contents!(uint_contents: [1, u32::MAX]), "01000000ffffffff"),
+        (DType::Uint64, contents!(uint64_contents: [1, u64::MAX]), "0100000000000000ffffffffffffffff"),
+        (DType::Fp32, contents!(fp32_contents: [1.0, -2.5]), "0000803f000020c0"),
+        (DType::Fp64, contents!(fp64_contents: [1.0, -2.0]), "000000000000f03f00000000000000c0"),
+        (DType::Bytes, contents!(bytes_contents: texts), "02000000616200000000"),
     ];
-    for (datatype, typed, expected) in cases {
-        let (_, filled) = accept(&model_of(datatype, &[2]), &typed_input(datatype, &[2], typed)).unwrap();
-        assert_eq!(filled, [Some(bytes_of(expected))], "{datatype:?}");
+    for (datatype, contents, expected) in cases {
+        assert_eq!(read_typed(datatype, contents).unwrap(), [Some(bytes_of(expected))], "{datatype:?}");
     }
 }
 
 #[test]
 fn typed_contents_that_do_not_fit_are_refused() {
-    let text = [Bytes::new()];
-    let cases: [(DType, Typed<'_>, &str); 5] = [
-        (DType::Int8, Typed::Int(&[0, 128]), "128 is out of range for INT8 in input 'x'"),
-        (DType::Uint16, Typed::Uint(&[65536, 0]), "65536 is out of range for UINT16 in input 'x'"),
+    let unfit = "unexpected explicit tensor data for input tensor 'x' for model 'm', expected";
+    let cases: [(DType, InferTensorContents, &str); 7] = [
+        (DType::Int8, contents!(int_contents: [0, 128]), "128 is out of range for INT8 in input 'x'"),
+        (
+            DType::Uint16,
+            contents!(uint_contents: [65536, 0]),
+            "65536 is out of range for UINT16 in input 'x'",
+        ),
         (
             DType::Fp32,
-            Typed::Fp32(&[1.0]),
+            contents!(fp32_contents: [1.0]),
             "input byte size mismatch for input 'x' for model 'm'. Expected 8, got 4",
         ),
         (
             DType::Bytes,
-            Typed::Bytes(&text),
+            contents!(bytes_contents: [Bytes::new()]),
             "expected 2 string elements for inference input 'x' for model 'm', got 1",
         ),
+        (DType::Fp16, contents!(fp32_contents: [1.0, 2.0]), &format!("{unfit} FP16")),
+        (DType::Int64, contents!(int_contents: [1, 2]), &format!("{unfit} INT64")),
         (
-            DType::Fp16,
-            Typed::Fp32(&[1.0, 2.0]),
-            "unexpected explicit tensor data for input tensor 'x' for model 'm', expected FP16",
+            DType::Int32,
+            InferTensorContents { bool_contents: vec![true], ..contents!(int_contents: [1, 2]) },
+            "contents of more than one type for input 'x' for model 'm'",
         ),
     ];
-    for (datatype, typed, expected) in cases {
-        let error = accept(&model_of(datatype, &[2]), &typed_input(datatype, &[2], typed)).unwrap_err();
-        assert_eq!(error.message, expected);
+    for (datatype, contents, expected) in cases {
+        assert_eq!(read_typed(datatype, contents).unwrap_err().message, expected);
     }
 }
 
@@ -282,7 +306,7 @@ fn a_long_name_does_not_make_a_long_error() {
     let error = check(&model_of(DType::Bool, &[]), &request).unwrap_err();
     assert!(error.message.starts_with("unexpected inference input 'éé"), "{error}");
     assert_eq!(error.message.chars().count(), 2048);
-    assert_eq!(request.tag(error).message.chars().count(), 2048);
+    assert_eq!(tag(&request.id, error).message.chars().count(), 2048);
 }
 
 /// Bodies that exercise every part of the grammar.
@@ -441,7 +465,7 @@ proptest! {
         let spec = model_of(datatype.0, &shape);
         let wanted = WantedOutput { index: 0, binary, classification };
         let wanted = Wanted { outputs: [wanted].into_iter().collect(), ..Wanted::default() };
-        let encoded = encode(&spec, &wanted, &[OutputView { spec: &spec.outputs[0], shape: &shape, data: &data }]);
+        let encoded = encode(&spec, &wanted, &[OutputView { spec: &spec.outputs[0], shape: Shape::from_slice(&shape), data: &data }]);
         if let Ok(encoded) = encoded {
             let head = &encoded.body[..encoded.head_len.unwrap_or(encoded.body.len())];
             prop_assert!(is_json(head) || head.windows(3).any(|word| word == b"NaN"));
@@ -488,7 +512,7 @@ fn round_trip(datatype: DType, count: usize, data: &[u8]) -> Vec<u8> {
     let spec = model_of(datatype, &[-1]);
     let wanted = WantedOutput { index: 0, binary: false, classification: 0 };
     let wanted = Wanted { outputs: [wanted].into_iter().collect(), ..Wanted::default() };
-    let view = OutputView { spec: &spec.outputs[0], shape: &[count as i64], data };
+    let view = OutputView { spec: &spec.outputs[0], shape: Shape::from_slice(&[count as i64]), data };
     let answer = String::from_utf8(encode(&spec, &wanted, &[view]).unwrap().body).unwrap();
     let request = answer.replacen("\"outputs\":[{\"name\":\"y\"", "\"inputs\":[{\"name\":\"x\"", 1);
     read_one(&spec, request.as_bytes()).unwrap()

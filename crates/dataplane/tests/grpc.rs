@@ -18,9 +18,10 @@ use http::{HeaderMap, Method, Request};
 use hyper::client::conn::http2::handshake;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use lrai_dataplane::config::Config;
-use lrai_dataplane::dataplane::{Dataplane, IndexRow};
+use lrai_dataplane::dataplane::Dataplane;
 use lrai_dataplane::error::Error;
 use lrai_dataplane::events::Event;
+use lrai_dataplane::faces::repository::IndexRow;
 use lrai_dataplane::listen::{Running, serve};
 use lrai_dataplane::proto::infer_parameter::ParameterChoice;
 use lrai_dataplane::proto::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
@@ -406,7 +407,7 @@ async fn contents_that_do_not_fit_the_inputs_are_refused() {
 #[tokio::test]
 async fn what_does_not_exist_is_named() {
     let server = Server::start(json!({}));
-    server.dataplane.set_index(rows());
+    server.dataplane.repository.set_index(rows());
     let mut client = server.connect().await;
     let unknown = ModelInferRequest { model_name: "näh%".into(), ..Default::default() };
     client.infer(&unknown).await.is(tonic::Code::NotFound, "Request for unknown model: 'näh%' is not found");
@@ -573,7 +574,7 @@ async fn a_stream_whose_client_goes_is_cancelled() {
     let answers = Answers::of(response).await;
     let request = framed(0, &raw_request(&[1.0]).encode_to_vec());
     let model = server.dataplane.model("m", "").unwrap();
-    let pending = || model.window(std::time::Instant::now()).pending;
+    let pending = || model.load().0;
     send(&mut stream, &request).await;
     until(|| pending() == 1).await;
     send(&mut stream, &request).await;
@@ -630,7 +631,7 @@ async fn a_cancelled_call_is_not_computed() {
     let (first, mut stream) = client.open(&path, &[]).await;
     stream.send_data(Bytes::from(framed.clone()), true).unwrap();
     let model = server.dataplane.model("m", "").unwrap();
-    let pending = || model.window(std::time::Instant::now()).pending;
+    let pending = || model.load().0;
     until(|| pending() == 1).await;
     let (second, mut stream) = client.open(&path, &[]).await;
     stream.send_data(Bytes::from(framed), true).unwrap();
@@ -853,7 +854,7 @@ fn rows() -> Vec<IndexRow> {
 #[tokio::test]
 async fn the_index_tells_every_model_or_those_that_are_ready() {
     let server = Server::start(json!({}));
-    server.dataplane.set_index(rows());
+    server.dataplane.repository.set_index(rows());
     let mut client = server.connect().await;
     for (ready, expected) in [(false, &["broken", "idle", "m"][..]), (true, &["m"][..])] {
         let request = proto::RepositoryIndexRequest { ready, ..Default::default() };
@@ -901,7 +902,7 @@ async fn the_control_plane_answers_load_and_unload() {
                 let Event::Command { ticket, kind, model, parameters } = event else { continue };
                 let outcome =
                     if model == "no" { Err(Error::not_found("failed to load 'no'")) } else { Ok(()) };
-                dataplane.answer(ticket, outcome);
+                dataplane.repository.answer(ticket, outcome);
                 seen.push((kind, model, parameters));
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -1001,7 +1002,7 @@ async fn a_draining_server_finishes_what_it_has() {
     let (first, mut stream) = client.open(&format!("{SERVICE}ModelInfer"), &[]).await;
     stream.send_data(framed(0, &raw_request(&[1.0]).encode_to_vec()).into(), true).unwrap();
     let model = server.dataplane.model("m", "").unwrap();
-    until(|| model.window(std::time::Instant::now()).pending == 1).await;
+    until(|| model.load().0 == 1).await;
     server.running.drain();
     release.send(()).unwrap();
     assert_eq!(ended(first).await.status(), 0);

@@ -27,7 +27,7 @@ fn submit_as(model: &Arc<Model>, datatype: DType, shape: &[i64], bytes: &[u8]) -
         datatype,
         shape: Shape::from_slice(shape),
         parameters: smallvec::SmallVec::default(),
-        data: Data::Raw(bytes),
+        data: Data::Raw(bytes.into()),
     };
     let inputs = std::iter::once(input).collect();
     model.submit(&InferRequest { inputs, ..Default::default() })
@@ -64,7 +64,7 @@ async fn requests_that_wait_share_a_batch_and_get_their_own_rows() {
         true
     });
     for (n, ticket) in tickets.into_iter().enumerate() {
-        assert_eq!(data(&ticket.await.unwrap()), (vec![1, 2], row(n as f32)));
+        assert_eq!(data(&ticket.answer().await.unwrap()), (vec![1, 2], row(n as f32)));
     }
     assert_eq!(batches.load(SeqCst), 1);
 }
@@ -82,7 +82,7 @@ async fn a_request_with_several_rows_stays_whole_and_a_full_batch_makes_room_for
         true
     });
     for ticket in tickets {
-        assert_eq!(data(&ticket.await.unwrap()), (vec![3, 2], three.clone()));
+        assert_eq!(data(&ticket.answer().await.unwrap()), (vec![3, 2], three.clone()));
     }
     assert_eq!(*sizes.lock(), [3, 3]);
     let error = submit(&model, 5, &[0; 40]).err().unwrap();
@@ -99,7 +99,7 @@ async fn more_answers_than_output_slots_are_delivered() {
     let tickets: Vec<_> = (0..40).map(|n| submit(&model, 1, &row(n as f32)).unwrap()).collect();
     let mut answers = Vec::new();
     for (n, ticket) in tickets.into_iter().enumerate() {
-        let answer = ticket.await.unwrap();
+        let answer = ticket.answer().await.unwrap();
         assert_eq!(data(&answer).1, row(n as f32));
         answers.push(answer);
         if answers.len() == 4 {
@@ -118,9 +118,9 @@ async fn requests_of_different_shapes_do_not_share_a_batch() {
         turn.echo();
         true
     });
-    assert_eq!(data(&narrow.await.unwrap()), (vec![1, 2], floats(&[1., 2.])));
-    assert_eq!(data(&wide.await.unwrap()), (vec![1, 3], floats(&[1., 2., 3.])));
-    assert_eq!(data(&narrow_too.await.unwrap()).1, floats(&[3., 4.]));
+    assert_eq!(data(&narrow.answer().await.unwrap()), (vec![1, 2], floats(&[1., 2.])));
+    assert_eq!(data(&wide.answer().await.unwrap()), (vec![1, 3], floats(&[1., 2., 3.])));
+    assert_eq!(data(&narrow_too.answer().await.unwrap()).1, floats(&[3., 4.]));
     assert_eq!(model.stats.snapshot().execution_count, 2);
 }
 
@@ -136,7 +136,7 @@ async fn strings_of_different_lengths_share_a_batch() {
         true
     });
     for (ticket, text) in tickets.into_iter().zip(texts) {
-        assert_eq!(data(&ticket.await.unwrap()), (vec![1, 1], text.to_vec()));
+        assert_eq!(data(&ticket.answer().await.unwrap()), (vec![1, 1], text.to_vec()));
     }
 }
 
@@ -152,7 +152,7 @@ async fn a_request_whose_client_has_gone_is_not_computed() {
         true
     });
     for (ticket, value) in tickets.into_iter().zip([0., 2., 4.]) {
-        assert_eq!(data(&ticket.await.unwrap()).1, row(value));
+        assert_eq!(data(&ticket.answer().await.unwrap()).1, row(value));
     }
 }
 
@@ -181,7 +181,7 @@ async fn a_batch_lost_without_fault_is_run_again_by_the_successor() {
         true
     });
     for (n, ticket) in tickets.into_iter().enumerate() {
-        assert_eq!(data(&ticket.await.unwrap()).1, row(n as f32));
+        assert_eq!(data(&ticket.answer().await.unwrap()).1, row(n as f32));
     }
 }
 
@@ -208,7 +208,7 @@ async fn only_the_culprit_of_a_poison_is_refused_and_at_once_when_it_comes_again
         }
     });
     for (n, ticket) in tickets.into_iter().enumerate() {
-        match ticket.await {
+        match ticket.answer().await {
             Ok(answer) => assert_eq!(data(&answer).1, row(n as f32)),
             Err(error) => assert_eq!((n, error.code), (37, Code::InvalidArgument)),
         }
@@ -216,7 +216,7 @@ async fn only_the_culprit_of_a_poison_is_refused_and_at_once_when_it_comes_again
     assert_eq!(deaths.load(SeqCst), 7, "64, 32, 16, 8, 4, 2, 1");
     let error = submit(&model, 1, &row(37.)).err().unwrap();
     assert!(error.message.contains("refused for ten minutes"), "{error}");
-    assert!(submit(&model, 1, &row(1.)).unwrap().await.is_ok());
+    assert!(submit(&model, 1, &row(1.)).unwrap().answer().await.is_ok());
     supervisor.abort();
 }
 
@@ -229,7 +229,7 @@ async fn a_model_that_must_not_run_twice_answers_unavailable() {
     let (replica, _) = attach(&dataplane, key, |_| false);
     event(&dataplane, |event| matches!(event, Event::ReplicaLost { .. })).await;
     dataplane.settle(replica, "");
-    assert_eq!(ticket.await.err().unwrap().code, Code::Unavailable);
+    assert_eq!(ticket.answer().await.err().unwrap().code, Code::Unavailable);
 }
 
 #[tokio::test]
@@ -239,14 +239,14 @@ async fn a_failing_request_does_not_fail_the_others_of_its_batch() {
     let bad = row(5.);
     attach(&dataplane, key, move |turn| {
         if turn.input(0).chunks(8).any(|row| row == bad) {
-            turn.mailbox.failed(turn.run.batch, 1, "row out of range".into()).unwrap();
+            turn.mailbox.failed(turn.run.batch, 1, "row out of range").unwrap();
         } else {
             turn.echo();
         }
         true
     });
     for (n, ticket) in tickets.into_iter().enumerate() {
-        match ticket.await {
+        match ticket.answer().await {
             Ok(answer) => assert_eq!(data(&answer).1, row(n as f32)),
             Err(error) => {
                 assert_eq!((n, error.message.as_ref()), (5, "row out of range"));
@@ -279,7 +279,7 @@ async fn an_actor_that_lies_about_its_outputs_costs_only_itself() {
             turn.echo();
             true
         });
-        assert_eq!(data(&ticket.await.unwrap()).1, row(1.));
+        assert_eq!(data(&ticket.answer().await.unwrap()).1, row(1.));
     }
 }
 
@@ -289,16 +289,17 @@ async fn an_actor_cannot_write_its_inputs_or_resize_its_outputs() {
     let ticket = submit(&model, 1, &row(1.)).unwrap();
     attach(&dataplane, key, |turn| {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-        let address = format!("{:x}-", turn.mailbox.input.address() as usize);
+        let address = format!("{:x}-", turn.mailbox.input.as_ptr() as usize);
         let line = maps.lines().find(|line| line.starts_with(&address)).unwrap();
         assert!(line.contains("r--s"), "{line}");
         // SAFETY: plain system calls on the mapping's own range; they must fail.
-        let denied = unsafe { libc::mprotect(turn.mailbox.input.address().cast(), 4096, libc::PROT_WRITE) };
+        let denied =
+            unsafe { libc::mprotect(turn.mailbox.input.as_mut_ptr().cast(), 4096, libc::PROT_WRITE) };
         assert_eq!(denied, -1);
         turn.echo();
         true
     });
-    assert_eq!(data(&ticket.await.unwrap()).1, row(1.));
+    assert_eq!(data(&ticket.answer().await.unwrap()).1, row(1.));
 }
 
 #[tokio::test]
@@ -317,7 +318,7 @@ async fn a_patient_queue_waits_for_k_rows_or_age() {
     event(&dataplane, |event| matches!(event, Event::ReplicaReady { .. })).await;
     let tickets: Vec<_> = (0..6).map(|n| submit(&model, 1, &row(n as f32)).unwrap()).collect();
     for ticket in tickets {
-        ticket.await.unwrap();
+        ticket.answer().await.unwrap();
     }
     assert_eq!(*sizes.lock(), [4, 2]);
     let snapshot = model.stats.snapshot();
@@ -332,14 +333,14 @@ async fn a_removed_model_answers_what_it_has_and_then_says_so() {
     assert_eq!(submit(&model, 1, &row(2.)).err().unwrap().code, Code::Unavailable);
     assert!(dataplane.model("m", "").is_err());
     let (ours, theirs) = support::socketpair();
-    model.attach(ours).unwrap();
+    dataplane.attach(key, ours).unwrap();
     std::thread::spawn(move || {
-        let mailbox = lrai_dataplane::mailbox::Mailbox::open(theirs).unwrap().unwrap();
+        let mailbox = lrai_dataplane::link::Mailbox::open(theirs).unwrap().unwrap();
         mailbox.ready().unwrap();
         while let Ok(Some(run)) = mailbox.receive() {
             support::Turn { mailbox: &mailbox, run: &run }.echo();
         }
     });
-    assert_eq!(data(&ticket.await.unwrap()).1, row(1.));
+    assert_eq!(data(&ticket.answer().await.unwrap()).1, row(1.));
     event(&dataplane, |event| matches!(event, Event::Removed { .. })).await;
 }

@@ -8,7 +8,7 @@ use lrai_dataplane::check::{Wanted, WantedOutput, check};
 use lrai_dataplane::encode::{OutputView, encode};
 use lrai_dataplane::fill::fill;
 use lrai_dataplane::request::parse_json;
-use lrai_dataplane::tensor::ModelSpec;
+use lrai_dataplane::tensor::{ModelSpec, Shape};
 
 fn spec() -> ModelSpec {
     let tensor = |name: &str| serde_json::json!({"name": name, "datatype": "FP32", "shape": [-1, -1]});
@@ -56,7 +56,7 @@ fn reading() {
         let best = time(&format!("parse, check, fill {what}"), body.len(), *rounds, || {
             let request = parse_json(black_box(body).as_bytes()).unwrap();
             let checked = check(&spec, &request).unwrap();
-            let room = &mut room.borrow_mut()[..checked.placements[0].max_bytes];
+            let room = &mut room.borrow_mut()[..checked.max_bytes[0]];
             black_box(fill(&request.inputs[0], room).unwrap());
         });
         rates.push(body.len() as f64 / best.as_secs_f64() / 1e6);
@@ -70,11 +70,11 @@ fn writing() {
     let spec = spec();
     for (count, rounds) in [(2_u32, 1_000), (150_528, 1)] {
         let data: Vec<u8> = (0..count).flat_map(|index| float(index + 1).to_le_bytes()).collect();
-        let shape = [1, i64::from(count)];
+        let shape = Shape::from_slice(&[1, i64::from(count)]);
         for binary in [false, true] {
             let wanted = WantedOutput { index: 0, binary, classification: 0 };
             let wanted = Wanted { outputs: [wanted].into_iter().collect(), ..Wanted::default() };
-            let view = || OutputView { spec: &spec.outputs[0], shape: &shape, data: black_box(&data) };
+            let view = || OutputView { spec: &spec.outputs[0], shape: shape.clone(), data: black_box(&data) };
             let work = || encode(&spec, &wanted, &[view()]).unwrap().body;
             let length = work().len();
             time(&format!("encode {count} floats, binary {binary}"), length, rounds, || {

@@ -9,6 +9,7 @@ use lrai_dataplane::config::Config;
 use lrai_dataplane::dataplane::Dataplane;
 use lrai_dataplane::error::Error;
 use lrai_dataplane::listen::{self, Running};
+use lrai_dataplane::models::Model;
 use lrai_dataplane::rule::Knobs;
 use pyo3::prelude::*;
 
@@ -92,7 +93,7 @@ impl Gateway {
     }
 
     fn set_index(&self, rows: &str) -> PyResult<()> {
-        self.dataplane.set_index(serde_json::from_str(rows).map_err(refuse)?);
+        self.dataplane.repository.set_index(serde_json::from_str(rows).map_err(refuse)?);
         Ok(())
     }
 
@@ -106,21 +107,20 @@ impl Gateway {
     }
 
     fn observe(&self) -> Vec<Window> {
-        let windows = self.dataplane.windows().into_iter();
-        windows
-            .map(|(window, model)| {
-                let snapshot = model.stats.snapshot();
-                Window {
-                    key: window.key,
-                    pending: window.pending,
-                    inflight_age_ms: window.running,
-                    batches: snapshot.execution_count,
-                    rows: snapshot.inference_count,
-                    compute_bounds_us: snapshot.compute_duration.bounds.iter().map(|ns| ns / 1000).collect(),
-                    compute_counts: snapshot.compute_duration.buckets,
-                }
-            })
-            .collect()
+        let window = |model: &Arc<Model>| {
+            let (snapshot, (pending, inflight_age_ms)) = (model.stats.snapshot(), model.load());
+            let compute = snapshot.compute_duration;
+            Window {
+                key: model.key,
+                pending,
+                inflight_age_ms,
+                batches: snapshot.execution_count,
+                rows: snapshot.inference_count,
+                compute_bounds_us: compute.bounds.iter().map(|ns| ns / 1000).collect(),
+                compute_counts: compute.buckets,
+            }
+        };
+        self.dataplane.known().iter().map(window).collect()
     }
 
     fn answer(&self, ticket: u64, code: &str, message: String) -> PyResult<()> {
@@ -133,7 +133,7 @@ impl Gateway {
             "internal" => Err(Error::internal(message)),
             other => return Err(refuse(format!("unknown code '{other}'"))),
         };
-        self.dataplane.answer(ticket, outcome);
+        self.dataplane.repository.answer(ticket, outcome);
         Ok(())
     }
 

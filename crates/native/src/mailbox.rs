@@ -4,10 +4,10 @@ use std::ffi::c_int;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use lrai_dataplane::mailbox::Mailbox as Inner;
-use lrai_dataplane::slab::ActorMapping;
+use lrai_dataplane::link::Mailbox as Inner;
 use lrai_dataplane::tensor::Shape;
 use lrai_dataplane::wire::{Place, Run};
+use memmap2::MmapRaw;
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -35,7 +35,7 @@ pub struct Batch {
 }
 
 impl Slab {
-    fn mapping(&self) -> &ActorMapping {
+    fn mapping(&self) -> &MmapRaw {
         if self.writable { &self.inner.output } else { &self.inner.input }
     }
 }
@@ -47,7 +47,7 @@ impl Slab {
     #[expect(clippy::needless_pass_by_value, reason = "the slot's signature is given")]
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let slab = slf.get();
-        let (address, len) = (slab.mapping().address(), slab.mapping().len());
+        let (address, len) = (slab.mapping().as_mut_ptr(), slab.mapping().len());
         let readonly = c_int::from(!slab.writable);
         // SAFETY: the mapping lives as long as the object that the view keeps alive.
         let outcome = unsafe {
@@ -107,7 +107,7 @@ impl Mailbox {
         self.inner.done(batch_id, compute_ns, outputs.into_iter().map(place)).map_err(refuse)
     }
 
-    fn failed(&self, batch_id: u64, code: u8, message: String) -> PyResult<()> {
+    fn failed(&self, batch_id: u64, code: u8, message: &str) -> PyResult<()> {
         self.inner.failed(batch_id, code, message).map_err(refuse)
     }
 }
@@ -125,7 +125,7 @@ impl Batch {
     }
 
     #[getter]
-    fn output_slot(&self) -> u16 {
+    fn output_slot(&self) -> u32 {
         self.run.output_slot
     }
 

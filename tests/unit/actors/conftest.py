@@ -1,10 +1,10 @@
 """A data plane for tests: speaks the link's wire format with real actors, one batch at a time."""
 
 import asyncio
+import itertools
 import mmap
 import os
 import socket
-import struct
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -69,7 +69,7 @@ class FakeDataPlane:
             descriptor = os.memfd_create(name)
             os.ftruncate(descriptor, size)
             memory.append((descriptor, mmap.mmap(descriptor, size)))
-        message = struct.pack("<B3xIQQ", 1, OUTPUT_SLOTS, SLAB_BYTES, SLOT_BYTES)
+        message = numbers(SLAB_BYTES, SLOT_BYTES * OUTPUT_SLOTS, SLOT_BYTES)
         socket.send_fds(link, [message], [descriptor for descriptor, _ in memory])
         for descriptor, _ in memory:
             os.close(descriptor)
@@ -111,12 +111,12 @@ class FakeDataPlane:
     def submit(self, replica_id, arrays, slot=0):
         replica = self.replicas[replica_id]
         batch_id = len(replica.answers) + 1
-        packet = struct.pack("<BBHIQ", 2, len(arrays), slot, len(arrays[0]), batch_id)
+        packet = numbers(batch_id, len(arrays[0]), slot, len(arrays))
         offset = 0
         for array in arrays:
             replica.inputs[offset : offset + array.nbytes] = array.tobytes()
-            packet += struct.pack("<QQBB6x", offset, array.nbytes, array.ndim, 1)
-            packet += struct.pack(f"<{array.ndim}q", *array.shape)
+            dims = (size << 1 for size in array.shape)
+            packet += numbers(1, offset, array.nbytes, array.ndim, *dims)
             offset += -(-array.nbytes // 64) * 64
         future = replica.answers[batch_id] = asyncio.get_running_loop().create_future()
         replica.running_since = asyncio.get_running_loop().time()
@@ -163,27 +163,55 @@ class FakeDataPlane:
             self._close(replica)
             self.supervisor.lost(replica_id)
             return
-        if packet[0] == 16:
+        reader = Reader(packet)
+        kind = reader.number()
+        if kind == 0:
             replica.ready.set_result(None)
             self.supervisor.ready(replica_id)
             self._changed.set()
             return
         replica.running_since = None
-        (batch_id,) = struct.unpack_from("<Q", packet, 8)
-        replica.answers[batch_id].set_result(_decode(packet))
+        replica.answers[reader.number()].set_result(reader.answer(kind))
 
 
-def _decode(packet):
-    kind, second = packet[0], packet[1]
-    if kind == 18:
-        return Answer("failed", code=second, message=packet[16:].decode())
-    outputs, position = [], 24
-    for _ in range(second):
-        offset, byte_len, ndim = struct.unpack_from("<QQB", packet, position)
-        dims = struct.unpack_from(f"<{ndim}q", packet, position + 24)
-        outputs.append((offset, byte_len, dims))
-        position += 24 + 8 * ndim
-    return Answer("done", outputs)
+def numbers(*values):
+    """Unsigned integers as postcard writes them: seven bits a byte, the lowest first."""
+    packet = bytearray()
+    for value in values:
+        while value > 0x7F:
+            packet.append(value & 0x7F | 0x80)
+            value >>= 7
+        packet.append(value)
+    return bytes(packet)
+
+
+class Reader:
+    """Takes values off the front of a packet."""
+
+    def __init__(self, packet):
+        self._bytes = iter(packet)
+
+    def number(self):
+        value = shift = 0
+        for byte in self._bytes:
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+        raise ValueError("a number without its end")
+
+    def answer(self, kind):
+        """DONE (1) or FAILED (2) behind its batch's id; dimensions are never negative here."""
+        if kind == 2:
+            code = next(self._bytes)
+            text = bytes(itertools.islice(self._bytes, self.number()))
+            return Answer("failed", code=code, message=text.decode())
+        self.number()  # the time that it took
+        outputs = []
+        for _ in range(self.number()):
+            offset, byte_len, ndim = self.number(), self.number(), self.number()
+            outputs.append((offset, byte_len, tuple(self.number() >> 1 for _ in range(ndim))))
+        return Answer("done", outputs)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 //! Triton's extensions of the Open Inference Protocol, over HTTP and gRPC alike.
 //!
-//! Called by `http.rs` and `grpc.rs` for what is not the core protocol; nothing here is on the way of an inference request.
+//! Called by `http.rs` and `grpc.rs` for what is not the core protocol; nothing here is on the way of a plain
+//! inference request: what one says in parameters or asks of its outputs beyond the protocol is looked at only if it is there.
 //! Each file has one extension: what it answers is decided once, both faces only translate.
 
 use std::sync::Arc;
@@ -21,11 +22,14 @@ use crate::reply::{self, Reply};
 
 pub mod access;
 pub mod binary;
+pub(crate) mod classification;
 pub mod coding;
 pub mod config;
 pub mod deadline;
 pub mod metrics;
-mod repository;
+pub(crate) mod parameters;
+mod replacement;
+pub mod repository;
 pub mod services;
 mod settings;
 mod shared_memory;

@@ -1,21 +1,89 @@
 //! The model repository extension: index, load, unload. What loading means is the control plane's matter.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use parking_lot::{Mutex, RwLock};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use tokio::sync::oneshot;
 
 use super::parse;
 use crate::dataplane::Dataplane;
 use crate::error::{Error, Result};
+use crate::events::{Event, Events};
 use crate::proto::model_repository_parameter::ParameterChoice;
 use crate::proto::repository_index_response::ModelIndex;
 use crate::proto::{
     ModelRepositoryParameter, RepositoryIndexRequest, RepositoryIndexResponse, RepositoryModelLoadRequest,
     RepositoryModelUnloadRequest,
 };
+
+/// A line of the repository index, as the control plane states it; an empty text is left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct IndexRow {
+    /// The model's name.
+    pub name: String,
+    /// The version.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub version: String,
+    /// `READY`, `UNAVAILABLE`, `LOADING`, `UNLOADING` or `UNKNOWN`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub state: String,
+    /// Why it is in this state.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+/// What the repository holds, as the control plane states it, and the way to have it changed.
+pub struct Repository {
+    events: Arc<Events>,
+    index: RwLock<Vec<IndexRow>>,
+    commands: Mutex<HashMap<u64, oneshot::Sender<Result<()>>>>,
+    last_ticket: AtomicU64,
+}
+
+impl Repository {
+    /// An empty repository; `events` bring commands to the control plane.
+    pub fn new(events: Arc<Events>) -> Self {
+        let (index, commands) = (RwLock::default(), Mutex::default());
+        Self { events, index, commands, last_ticket: AtomicU64::new(0) }
+    }
+
+    /// States the index.
+    pub fn set_index(&self, rows: Vec<IndexRow>) {
+        *self.index.write() = rows;
+    }
+
+    /// Whether a model of that name is there, served or not.
+    pub fn knows(&self, name: &str) -> bool {
+        self.index.read().iter().any(|row| row.name == name)
+    }
+
+    fn rows(&self, is_ready: bool) -> Vec<IndexRow> {
+        self.index.read().iter().filter(|row| !is_ready || row.state == "READY").cloned().collect()
+    }
+
+    /// Has the control plane load or unload a model, and waits until it has.
+    async fn command(&self, kind: &'static str, model: String, parameters: Value) -> Result<()> {
+        let ticket = self.last_ticket.fetch_add(1, Relaxed) + 1;
+        let (sender, receiver) = oneshot::channel();
+        self.commands.lock().insert(ticket, sender);
+        self.events.push(Event::Command { ticket, kind, model, parameters });
+        receiver.await.unwrap_or_else(|_| Err(Error::unavailable("the server is shutting down")))
+    }
+
+    /// Answers a command; an unknown ticket belongs to a client that has gone.
+    pub fn answer(&self, ticket: u64, outcome: Result<()>) {
+        if let Some(sender) = self.commands.lock().remove(&ticket) {
+            let _ = sender.send(outcome);
+        }
+    }
+}
 
 /// There is one repository, and it has no name.
 #[cold]
@@ -34,8 +102,7 @@ pub(super) fn index_json(dataplane: &Dataplane, body: &[u8]) -> Result<String> {
         Value::Bool(ready) => *ready,
         other => return Err(Error::invalid(format!("'ready' must be true or false, got {other}"))),
     };
-    let mut rows = dataplane.index();
-    rows.retain(|row| !ready || row.state == "READY");
+    let rows = dataplane.repository.rows(ready);
     serde_json::to_string(&rows).map_err(|error| Error::internal(format!("cannot write the index: {error}")))
 }
 
@@ -45,14 +112,15 @@ pub(super) fn index(
     request: &RepositoryIndexRequest,
 ) -> Result<RepositoryIndexResponse> {
     nameless(&request.repository_name)?;
-    let rows = dataplane.index().into_iter().filter(|row| !request.ready || row.state == "READY");
-    let model = |row: crate::dataplane::IndexRow| ModelIndex {
+    let model = |row: IndexRow| ModelIndex {
         name: row.name,
         version: row.version,
         state: row.state,
         reason: row.reason,
     };
-    Ok(RepositoryIndexResponse { models: rows.map(model).collect() })
+    Ok(RepositoryIndexResponse {
+        models: dataplane.repository.rows(request.ready).into_iter().map(model).collect(),
+    })
 }
 
 /// Loads or unloads a model; returns when the control plane has answered. `body` is an object with `parameters`.
@@ -75,7 +143,7 @@ pub(super) async fn command(
         other => return Err(Error::invalid(format!("'parameters' must be an object, got {other}"))),
     };
     let kind = if action == "load" { "load" } else { "unload" };
-    dataplane.command(kind, name.to_owned(), parameters).await
+    dataplane.repository.command(kind, name.to_owned(), parameters).await
 }
 
 /// `RepositoryModelLoad`.

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use lrai_dataplane::config::Config;
 use lrai_dataplane::dataplane::Dataplane;
-use lrai_dataplane::mailbox::Mailbox;
+use lrai_dataplane::link::Mailbox;
 use lrai_dataplane::models::Model;
 use lrai_dataplane::tensor::{DType, ModelSpec, TensorSpec};
 use lrai_dataplane::wire::{Place, Run};
@@ -49,7 +49,7 @@ impl Turn<'_> {
         let place = self.run.inputs[index].as_ref().unwrap();
         // SAFETY: the gateway's places lie in the mapping.
         unsafe {
-            let address = self.mailbox.input.address().add(place.offset as usize);
+            let address = self.mailbox.input.as_ptr().add(place.offset as usize);
             std::slice::from_raw_parts(address, place.byte_len as usize)
         }
     }
@@ -59,7 +59,7 @@ impl Turn<'_> {
         assert!(offset + bytes.len() <= self.mailbox.output_slot_bytes as usize);
         // SAFETY: checked to lie in the slot.
         unsafe {
-            let address = self.mailbox.output.address().add(base + offset);
+            let address = self.mailbox.output.as_mut_ptr().add(base + offset);
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), address, bytes.len());
         }
     }

@@ -1,0 +1,64 @@
+//! What Triton's extensions say in parameters: priority and time-out, binary answers, classification, shared memory.
+
+use serde_json::Value;
+
+use crate::check::{Wanted, WantedOutput};
+use crate::error::{Result, refuse};
+use crate::request::Parameters;
+
+/// The value of the parameter `key`; of several the last.
+fn parameter<'p>(parameters: &'p Parameters<'_>, key: &str) -> Option<&'p Value> {
+    parameters.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value)
+}
+
+/// The value of a parameter that must be `true` or `false`.
+fn flag(parameters: &Parameters<'_>, key: &str) -> Result<Option<bool>> {
+    match parameter(parameters, key) {
+        None => Ok(None),
+        Some(Value::Bool(value)) => Ok(Some(*value)),
+        Some(_) => refuse!("Unable to parse '{key}': expected a boolean"),
+    }
+}
+
+/// The value of a parameter that must be an integer of at least 0.
+pub(super) fn unsigned(parameters: &Parameters<'_>, key: &str) -> Result<Option<u64>> {
+    match parameter(parameters, key).map(Value::as_u64) {
+        None => Ok(None),
+        Some(None) => refuse!("Unable to parse '{key}': expected an integer of at least 0"),
+        value => Ok(value.flatten()),
+    }
+}
+
+/// Reads a request's own parameters; returns whether its outputs are binary where they do not say so themselves.
+pub(crate) fn of_request(parameters: &Parameters<'_>, wanted: &mut Wanted) -> Result<bool> {
+    let is_reserved = |key: &str| key.starts_with("triton_") && key != "triton_enable_empty_final_response";
+    if parameters.iter().any(|(key, _)| is_reserved(key)) {
+        let why = "are reserved for Triton usage and should not be specified.";
+        refuse!("parameter keys starting with 'triton_' {why}");
+    }
+    // A model without state between requests ignores sequences, but not flags of a wrong type.
+    flag(parameters, "sequence_start")?;
+    flag(parameters, "sequence_end")?;
+    let is_binary = flag(parameters, "binary_data_output")?.unwrap_or(false);
+    wanted.priority = unsigned(parameters, "priority")?.unwrap_or(0);
+    wanted.timeout_us = unsigned(parameters, "timeout")?.unwrap_or(0);
+    Ok(is_binary)
+}
+
+/// Reads the parameters of an output.
+pub(crate) fn of_output(parameters: &Parameters<'_>, wanted: &mut WantedOutput) -> Result<()> {
+    refuse_shared_memory(parameters)?;
+    wanted.binary = flag(parameters, "binary_data")?.unwrap_or(wanted.binary);
+    let classes = unsigned(parameters, "classification")?.unwrap_or(0);
+    wanted.classification = u32::try_from(classes).unwrap_or(u32::MAX);
+    Ok(())
+}
+
+/// Refuses an input or an output that is to be in memory of the client's.
+pub(crate) fn refuse_shared_memory(parameters: &Parameters<'_>) -> Result<()> {
+    if parameter(parameters, "shared_memory_region").is_some() {
+        let cure = "Start the server with '--allow-client-shm=true' to enable.";
+        refuse!("Client shared memory is disabled. {cure}");
+    }
+    Ok(())
+}
