@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from lrai.actors.messages import ActorSpec
 from lrai.actors.supervisor import Supervisor
+from lrai.backends.base import BackendSpec
 from lrai.config import Settings
 from lrai.errors import LraiError, ModelLoadError, ModelNotFoundError
 from lrai.gateway.faces.triton import model_config
@@ -159,7 +160,7 @@ class Lifecycle:
             served = resolve(source, version.version, actor.signature, self._cpus)
             key = self._gateway.add_model(model_spec(served, model_config(served)))
         except LraiError:
-            await self._supervisor.discard(actor)
+            await actor.leave()
             raise
         waiting = self._waiting[key] = _Waiting(asyncio.get_running_loop().create_future())
         try:
@@ -185,10 +186,7 @@ class Lifecycle:
             name=source.name,
             version=version.version,
             backend=source.backend,
-            path=str(version.path),
-            threads=model.threads,
-            provider=model.provider,
-            options=source.options,
+            model=BackendSpec(str(version.path), model.threads, model.provider, source.options),
             memory_limit_bytes=model.memory_limit_bytes or self._memory_bytes,
             execution_timeout_s=model.execution_timeout_s,
             load_timeout_s=model.load_timeout_s,

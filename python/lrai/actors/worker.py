@@ -25,13 +25,15 @@ from lrai.actors.messages import (
     ForkMessage,
     Kind,
 )
-from lrai.actors.sample import summarise
 from lrai.backends import find_backend
-from lrai.backends.base import Backend, BatchFaultError, Slabs
+from lrai.backends.base import Backend, BackendSpec, BatchFaultError, Place, Slabs
+from lrai.backends.tensors import view
 from lrai.errors import LraiError, ModelLoadError
+from lrai.monitor.sample import summarise
 
-_HEARTBEAT_S: Final = 1.0
+_HEARTBEAT_S: Final = 10.0
 _SAMPLE_NS: Final = 1_000_000_000
+_NOT_SAMPLED: Final = ("BYTES", "BF16")
 _HEARTBEAT_STACK: Final = 1 << 18
 _ENGINE_STACK: Final = 1 << 23
 _EXIT_FAULT: Final = 1
@@ -60,7 +62,7 @@ def rehearse(backend: str) -> None:
     setproctitle(f"lrai: template {backend}")
     with suppress(ModelLoadError):  # which the actor then says in its own words
         find_backend(backend).rehearse()
-    spec = ActorSpec("", "", backend, "", memory_limit_bytes=1)
+    spec = ActorSpec("", "", backend, BackendSpec(""), memory_limit_bytes=1)
     for _ in range(_REHEARSALS):
         message = ForkMessage.decode(ForkMessage("rehearsal", 0, spec, "ipc://@nobody", 0).encode())
         _Reporter(message).close()
@@ -109,16 +111,16 @@ def _settle_in(message: ForkMessage) -> None:
 def _limit_memory(spec: ActorSpec) -> None:
     """Let allocations beyond the limit fail, so that they cost this process and not the machine."""
     # Devices reserve address space far beyond what they use.
-    if spec.memory_limit_bytes and spec.provider == "cpu":
+    if spec.memory_limit_bytes and spec.model.provider == "cpu":
         # Stacks of the engine's threads count as soon as they are reserved.
-        limit_data(spec.memory_limit_bytes + spec.threads * _ENGINE_STACK)
+        limit_data(spec.memory_limit_bytes + spec.model.threads * _ENGINE_STACK)
 
 
 def _load(spec: ActorSpec, reporter: "_Reporter") -> Backend | None:
     """Load the model, or report why it cannot be."""
     started = time.monotonic()
     try:
-        backend = find_backend(spec.backend)(spec.backend_spec())
+        backend = find_backend(spec.backend)(spec.model)
     except LraiError as error:
         reporter.send("refused", {"message": error.message, "hint": error.hint})
         return None
@@ -146,13 +148,21 @@ def _serve(mailbox: Mailbox, backend: Backend, slabs: Slabs, reporter: "_Reporte
         # The slot is the gateway's again after `done`, so the sample is taken before.
         summary = None
         if ended_ns >= sample_due_ns:
-            summary = summarise(backend.signature, slabs.slot(batch.output_slot), places)
+            summary = _sample(backend, slabs.slot(batch.output_slot), places)
         mailbox.done(batch.id, ended_ns - started_ns, places)
         if summary is not None:
             if not sample_due_ns:
                 reporter.send("answered")
             reporter.send("sample", summary)
             sample_due_ns = ended_ns + _SAMPLE_NS
+
+
+def _sample(backend: Backend, slot: memoryview, places: list[Place]) -> dict[str, Any]:
+    return summarise(
+        (tensor.name, view(slot, place, tensor.datatype))
+        for tensor, place in zip(backend.signature.outputs, places, strict=True)
+        if tensor.datatype not in _NOT_SAMPLED
+    )
 
 
 class _Reporter:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from lrai.core.model import DATATYPE_BYTES, Signature, TensorInfo
+from lrai.core.model import DATATYPES, Signature, TensorInfo
 from lrai.errors import ModelLoadError
 
 Place = tuple[int, int, tuple[int, ...]]
@@ -109,11 +109,11 @@ def declared_tensors(tensors: object, where: str) -> tuple[TensorInfo, ...]:
 def _declared_tensor(tensor: object, where: str, hint: str) -> TensorInfo:
     match tensor:
         case [str(name), str(datatype), [*dims]] if all(isinstance(dim, int) for dim in dims):
-            if datatype in DATATYPE_BYTES:
+            if datatype in DATATYPES:
                 return TensorInfo(
                     name, datatype, tuple(dim for dim in dims if isinstance(dim, int))
                 )
-            known = ", ".join(DATATYPE_BYTES)
+            known = ", ".join(DATATYPES)
             raise ModelLoadError(
                 f"{where} gives '{name}' the datatype '{datatype}'",
                 hint=f"the datatypes are {known}",

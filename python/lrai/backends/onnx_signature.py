@@ -10,7 +10,7 @@ import numpy as np
 
 from lrai.backends.onnx_file import OnnxFacts
 from lrai.backends.tensors import NUMPY_TYPES, Array
-from lrai.core.model import Signature, TensorInfo
+from lrai.core.model import DATATYPES, Signature, TensorInfo
 from lrai.errors import ModelLoadError
 
 Dim = int | str | None
@@ -23,22 +23,9 @@ scalar and for an unknown shape alike. The package has no types."""
 Run = Callable[[Mapping[str, Array]], Sequence[Any]]
 """Runs the model once; outputs are arrays, or lists for sequences."""
 
-# Datatype and number in onnx.proto of every element type that the protocol can carry.
-_ELEMENTS: Final[Mapping[str, tuple[str, int]]] = {
-    "float": ("FP32", 1),
-    "uint8": ("UINT8", 2),
-    "int8": ("INT8", 3),
-    "uint16": ("UINT16", 4),
-    "int16": ("INT16", 5),
-    "int32": ("INT32", 6),
-    "int64": ("INT64", 7),
-    "string": ("BYTES", 8),
-    "bool": ("BOOL", 9),
-    "float16": ("FP16", 10),
-    "double": ("FP64", 11),
-    "uint32": ("UINT32", 12),
-    "uint64": ("UINT64", 13),
-    "bfloat16": ("BF16", 16),
+# Datatype and number in onnx.proto of every type that the protocol can carry.
+_ELEMENTS: Final = {
+    f"tensor({one.onnx})": (name, one.onnx_number) for name, one in DATATYPES.items()
 }
 _ZIP_MAPS: Final = ("seq(map(int64,tensor(float)))", "seq(map(string,tensor(float)))")
 _OLDEST_QUIET_OPSET: Final = 17
@@ -114,7 +101,7 @@ def _tensor(node: NodeArg, facts: OnnxFacts) -> Tensor:
             )
         info = TensorInfo(node.name, "FP32", (-1, len(labels)), labels)
         return Tensor(info, dims=(None, len(labels)), element=0)
-    datatype, element = _ELEMENTS.get(node.type.removeprefix("tensor(").removesuffix(")"), ("", 0))
+    datatype, element = _ELEMENTS.get(node.type, ("", 0))
     if not datatype:
         raise ModelLoadError(
             f"'{node.name}' has type {node.type}, which the protocol cannot carry",

@@ -8,25 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from lrai.backends.base import BatchFaultError, Place, Slabs
-from lrai.core.model import DATATYPE_BYTES
+from lrai.core.model import DATATYPES
 
 Array = npt.NDArray[Any]
 
 NUMPY_TYPES: Final[Mapping[str, npt.DTypeLike]] = {
-    "BOOL": np.bool_,
-    "UINT8": np.uint8,
-    "UINT16": np.uint16,
-    "UINT32": np.uint32,
-    "UINT64": np.uint64,
-    "INT8": np.int8,
-    "INT16": np.int16,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "FP16": np.float16,
-    "BF16": np.uint16,
-    "FP32": np.float32,
-    "FP64": np.float64,
-    "BYTES": np.object_,
+    name: np.dtype(datatype.numpy) for name, datatype in DATATYPES.items()
 }
 """The numpy type of each datatype; BF16 has none, its 16 bits show as an unsigned number."""
 
@@ -56,7 +43,7 @@ def _read_strings(memory: memoryview, dims: tuple[int, ...]) -> Array:
 
 def byte_len(datatype: str, dims: tuple[int, ...]) -> int:
     """Return the bytes of a tensor of fixed-size elements."""
-    length = DATATYPE_BYTES[datatype]
+    length = DATATYPES[datatype].num_bytes
     for dim in dims:
         length *= dim
     return length

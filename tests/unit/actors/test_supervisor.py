@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from lrai.actors.messages import ActorSpec
+from lrai.backends.base import BackendSpec
 from lrai.errors import ModelLoadError
 
-NULL = ActorSpec("copy", "1", "null", "")
+NULL = ActorSpec("copy", "1", "null", BackendSpec(""))
 ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
 PAIR = np.ones((1, 2), np.float32)
 
@@ -153,7 +154,7 @@ async def test_a_silent_idle_actor_is_ended(supervisor, data_plane):
 
 async def test_a_refused_model_is_told_in_a_sentence(supervisor):
     with pytest.raises(ModelLoadError, match="there is no backend 'nothing' hint: "):
-        await supervisor.load(ActorSpec("m", "1", "nothing", ""))
+        await supervisor.load(ActorSpec("m", "1", "nothing", BackendSpec("")))
 
 
 async def test_an_exception_in_load_is_told_in_a_sentence(supervisor, python_model):
@@ -196,11 +197,11 @@ async def test_a_killed_template_is_replaced_and_its_actors_go_on(supervisor, da
     assert (await data_plane.run(1, [ROWS]))[0].shape == (2, 4)
     loaded = await supervisor.load(NULL)
     assert supervisor._spawner.pids["null"] != template
-    await supervisor.discard(loaded)
+    await loaded.leave()
 
 
 async def test_a_template_killed_while_it_is_asked_is_asked_again(supervisor):
-    await supervisor.discard(await supervisor.load(NULL))
+    await (await supervisor.load(NULL)).leave()
     template = supervisor._spawner.pids["null"]
     os.kill(template, signal.SIGSTOP)
     loading = asyncio.ensure_future(supervisor.load(NULL))
@@ -208,11 +209,11 @@ async def test_a_template_killed_while_it_is_asked_is_asked_again(supervisor):
     os.kill(template, signal.SIGKILL)
     loaded = await loading
     assert title(loaded.pid).startswith("lrai: copy/1")
-    await supervisor.discard(loaded)
+    await loaded.leave()
 
 
 async def test_an_engine_that_cannot_fork_gets_a_fresh_process(supervisor, data_plane):
-    fresh = ActorSpec("copy", "1", "null", "", provider="cuda")
+    fresh = ActorSpec("copy", "1", "null", BackendSpec("", provider="cuda"))
     await serve(supervisor, data_plane, fresh)
     assert (await data_plane.run(1, [ROWS]))[0].shape == (2, 4)
     assert supervisor._spawner.pids == {}
@@ -236,7 +237,7 @@ async def test_an_actor_that_dies_before_it_is_attached_has_a_successor(supervis
 
 
 async def test_unload_leaves_no_process_and_no_descriptor(supervisor, data_plane):
-    await supervisor.discard(await supervisor.load(NULL))
+    await (await supervisor.load(NULL)).leave()
     before = len(os.listdir("/proc/self/fd"))
     loaded = await serve(supervisor, data_plane, NULL)
     data_plane.close(7)

@@ -1,6 +1,8 @@
 import json
+from dataclasses import asdict
 
 from lrai.core.model import Signature, TensorInfo
+from lrai.core.plain import from_plain
 
 SIGNATURE = Signature(
     platform="onnxruntime_onnx",
@@ -13,7 +15,7 @@ SIGNATURE = Signature(
 
 
 def test_signature_survives_the_way_to_another_process() -> None:
-    assert Signature.from_dict(json.loads(json.dumps(SIGNATURE.as_dict()))) == SIGNATURE
+    assert from_plain(Signature, json.loads(json.dumps(asdict(SIGNATURE)))) == SIGNATURE
 
 
 def test_signature_reads_as_a_sentence() -> None:
