@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
+from lrai.core.plain import from_plain
 from lrai.errors import ConfigError
 from lrai.log import LEVELS
 
@@ -234,19 +235,11 @@ class Settings:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read what `to_json` wrote."""
-        plain = json.loads(text)
-        plain["repository"]["load_model"] = tuple(plain["repository"]["load_model"])
-        sections = {name: kind(**plain[name]) for name, kind in SECTIONS.items()}
-        return cls(**sections, notes=tuple(plain["notes"]))
+        return from_plain(cls, json.loads(text))
 
 
 SECTIONS: Final[Mapping[str, Any]] = {
-    "gateway": GatewayConfig,
-    "repository": RepositoryConfig,
-    "server": ServerConfig,
-    "log": LogConfig,
-    "model": ModelConfig,
-    "knobs": KnobsConfig,
+    one.name: type(one.default) for one in fields(Settings) if one.name != "notes"
 }
 
 

@@ -110,8 +110,10 @@ class _Template:
                 # A group of its own: Ctrl-C is for the server, which then closes the links.
                 setpgroup=0,
             )
-        self.end = reaper.end_of(self.pid)
         self.close = self._control.close
+        self.end = reaper.end_of(self.pid)
+        # Who is asking meanwhile finds the end by itself, and closes then.
+        self.end.add_done_callback(lambda _: None if self._lock.locked() else self.close())
 
     async def ask(self, message: ForkMessage, link: socket.socket) -> ForkedMessage:
         """Ask for an actor; raises OSError or EOFError if the process has gone."""

@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +17,6 @@ import zmq
 
 from lrai.actors import watch
 from lrai.actors.actor import Actor
-from lrai.actors.keeper import Keeper
 from lrai.actors.limits import ActorCgroup, adopt_orphans
 from lrai.actors.messages import ActorMessage, ActorSpec, ForkMessage
 from lrai.actors.reaper import Reaper
@@ -26,7 +26,25 @@ from lrai.errors import ModelLoadError
 from lrai.log import get_log
 
 _SLOW_CHECK_S: Final = 1.0
+_MOST_EARLY_DEATHS: Final = 3
+# A link closes with its process, unless that has left a child which holds it open.
+_LINK_S: Final = 1.0
 _log = get_log("actors")
+
+
+@dataclass(eq=False)
+class _Place:
+    """One replica of a model: an actor, and after its end the next."""
+
+    key: int
+    """The model in the data plane."""
+    number: int
+    first: Actor
+    """What its actors must be like."""
+    actor: Actor | None
+    early_deaths: int = 0
+    """Deaths and failed loads since the last good answer."""
+    died_s: float | None = None
 
 
 class Supervisor:
@@ -50,6 +68,7 @@ class Supervisor:
         self._actors: dict[str, Actor] = {}
         self._replicas: dict[int, Actor] = {}
         self._keepers: dict[int, list[asyncio.Task[None]]] = {}
+        self._ready: dict[int, asyncio.Future[None]] = {}
         self._started = 0
         self._checked_s = self._slow_checked_s = time.monotonic()
 
@@ -92,17 +111,19 @@ class Supervisor:
             raise
         return actor
 
-    def adopt(self, actor: Actor, key: int, replicas: int) -> None:
-        """Give the actor to model `key` of the data plane and keep `replicas` like it alive."""
-        loop, spec, signature = asyncio.get_running_loop(), actor.spec, actor.signature
-        self._keepers[key] = [
-            loop.create_task(
-                Keeper(
-                    key, spec, number, signature, self.load, self._data_plane, self._replicas
-                ).keep(None if number else actor)
-            )
-            for number in range(replicas)
-        ]
+    async def adopt(self, actor: Actor, key: int, replicas: int) -> None:
+        """Give the actor to model `key` of the data plane and keep `replicas` like it alive.
+
+        Returns when one takes batches; raises `ModelLoadError` if three die before that.
+        """
+        loop = asyncio.get_running_loop()
+        ready = self._ready[key] = loop.create_future()
+        places = [_Place(key, number, actor, None) for number in range(replicas)]
+        places[0].actor = actor
+        keepers = self._keepers[key] = [loop.create_task(self._keep(place)) for place in places]
+        await asyncio.wait([ready, keepers[0]], return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done():
+            await keepers[0]
 
     async def unload(self, key: int) -> None:
         """End the actors of a model whose links the data plane has closed."""
@@ -110,11 +131,16 @@ class Supervisor:
         for keeper in keepers:
             keeper.cancel()
         await asyncio.gather(*keepers, return_exceptions=True)
+        self._ready.pop(key, None)
 
     def ready(self, replica: int) -> None:
         """Take notice that a replica takes batches."""
         actor = self._replicas.get(replica)
-        if actor and actor.succeeds_s is not None:
+        if actor is None:
+            return
+        if not self._ready[actor.key].done():
+            self._ready[actor.key].set_result(None)
+        if actor.succeeds_s is not None:
             gap_ms = (time.monotonic() - actor.succeeds_s) * 1000
             _log.info("actor_back", f"{actor} serves again after {gap_ms:.0f} ms")
 
@@ -145,6 +171,75 @@ class Supervisor:
                 actor.check_itself()
             if all(actor.pid for actor in self._actors.values()):
                 self._reaper.sweep()
+
+    async def _keep(self, place: _Place) -> None:
+        """Let a place's actors serve, one after the other, until cancelled.
+
+        Raises `ModelLoadError` if the first place of a model gets none of them ready.
+        """
+        ready = self._ready[place.key]
+        try:
+            while place.number or ready.done() or place.early_deaths < _MOST_EARLY_DEATHS:
+                if place.actor is None:
+                    await asyncio.sleep(watch.backoff_s(place.early_deaths))
+                    place.actor = await self._load_next(place)
+                if place.actor is not None:
+                    await self._serve(place, place.actor)
+                    place.actor = None
+        finally:
+            if place.actor is not None:
+                await place.actor.leave()
+        message = f"its process died {place.early_deaths} times before it was ready"
+        raise ModelLoadError(message, hint="see the log for the reason")
+
+    async def _load_next(self, place: _Place) -> Actor | None:
+        """Load an actor that is like the first one, or say why there is none."""
+        spec, signature = place.first.spec, place.first.signature
+        try:
+            actor = await self.load(spec, place.number)
+        except ModelLoadError as error:
+            reason = str(error)
+        else:
+            if replace(actor.signature, load_ms=0.0) == replace(signature, load_ms=0.0):
+                actor.succeeds_s = place.died_s
+                return actor
+            await actor.leave()
+            reason = (
+                f"its file has changed to {actor.signature}"
+                " hint: load the model again, or restore the file"
+            )
+        place.early_deaths += 1
+        wait_s = watch.backoff_s(place.early_deaths)
+        message = f"no successor for {spec} #{place.number}, next try in {wait_s:g} s: {reason}"
+        _log.error("actor_failed", message)
+        return None
+
+    async def _serve(self, place: _Place, actor: Actor) -> None:
+        """Attach an actor, wait for its end, and tell the data plane why it ended."""
+        actor.key, replica = place.key, 0
+        try:
+            if not actor.gone.done():
+                replica = self._data_plane.attach(place.key, actor.link.detach())
+                self._replicas[replica] = actor
+        except Exception as error:  # noqa: BLE001 - the native error has no name in this room
+            # The actor has died this moment, or its model is going.
+            actor.kill("", f"could not be attached: {error}")
+        try:
+            end = await asyncio.shield(actor.gone)
+            if replica:
+                # What the actor had sent before its end counts, so the link is read out first.
+                await asyncio.wait([actor.lost], timeout=_LINK_S)
+                detail = actor.lost.result() if actor.lost.done() else ""
+                self._data_plane.settle(replica, "signal" if detail else end.fault)
+        finally:
+            self._replicas.pop(replica, None)
+        place.died_s = time.monotonic()
+        place.early_deaths = 1 if actor.has_answered else place.early_deaths + 1
+        wait_s = watch.backoff_s(place.early_deaths)
+        then = f"a successor starts in {wait_s:g} s" if wait_s else "a successor starts at once"
+        _log.warning(
+            "actor_died", f"{actor} {end.words}; {then}", model=str(actor.spec), fault=end.fault
+        )
 
     async def _fork(self, spec: ActorSpec, number: int) -> Actor:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -1,4 +1,4 @@
-"""Frozen values on their way through JSON: `asdict` takes them apart, `from_plain` rebuilds them."""
+"""Frozen values that came through JSON: what `asdict` took apart, `from_plain` rebuilds."""
 
 from collections.abc import Mapping
 from dataclasses import is_dataclass

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from lrai import _native
-from lrai.core.ports import Fault, Window
-from lrai.errors import DataPlaneError, RepositoryError
+from lrai.errors import DataPlaneError, LraiError, RepositoryError
 from lrai.registry.index import IndexRow
 
 VERSION: Final = _native.__version__
@@ -46,8 +45,10 @@ class Gateway:
         self.publish = _wrapped()(native.publish)
         self.remove_model = _wrapped()(native.remove_model)
         self.attach = _wrapped()(native.attach)
+        self.settle = native.settle
         self.set_ready = native.set_ready
         self.set_knobs = _wrapped()(native.set_knobs)
+        self.observe = native.observe
         self.answer = native.answer
         self.drain = native.drain
         self.open_connections = native.open_connections
@@ -68,17 +69,9 @@ class Gateway:
         with _wrapped():
             return self._native.add_model(json.dumps(spec))
 
-    def settle(self, replica: int, fault: Fault) -> None:
-        """Say why a lost replica died."""
-        self._native.settle(replica, fault)
-
     def set_index(self, rows: Sequence[IndexRow]) -> None:
         """Replace the repository index."""
         self._native.set_index(json.dumps([asdict(row) for row in rows]))
-
-    def observe(self) -> Sequence[Window]:
-        """Return the counters of every model that has replicas."""
-        return self._native.observe()
 
 
 def open_gateway(config: Mapping[str, Any]) -> Gateway:
@@ -89,20 +82,14 @@ def open_gateway(config: Mapping[str, Any]) -> Gateway:
 
 def parse_model_config(text: str) -> str:
     """Turn the protobuf text of a config.pbtxt into JSON text."""
-    try:
+    with _wrapped(RepositoryError):
         return _native.parse_model_config(text)
-    except _native.NativeError as error:
-        raise RepositoryError(*_sentence(error)) from error
 
 
 @contextmanager
-def _wrapped() -> Iterator[None]:
+def _wrapped(kind: type[LraiError] = DataPlaneError) -> Iterator[None]:
     try:
         yield
     except _native.NativeError as error:
-        raise DataPlaneError(*_sentence(error)) from error
-
-
-def _sentence(error: Exception) -> tuple[str, str]:
-    message, _, hint = str(error).partition("hint: ")
-    return message.rstrip(" ,"), hint
+        message, _, hint = str(error).partition("hint: ")
+        raise kind(message.rstrip(" ,"), hint) from error

@@ -12,8 +12,8 @@ def gateway_config(settings: Settings, version: str) -> dict[str, Any]:
     plain = asdict(settings.gateway)
     for name in ("header_timeout", "body_timeout", "keep_alive_timeout"):
         plain[f"{name}_ms"] = max(1, round(plain.pop(f"{name}_s") * 1e3))
-    plain["threads"] = plain.pop("runtime_threads")
     return {
+        "threads": plain.pop("runtime_threads"),
         **plain,
         "not_ready_status": int(settings.gateway.not_ready_status),
         "model_control": settings.repository.model_control_mode,
@@ -23,19 +23,5 @@ def gateway_config(settings: Settings, version: str) -> dict[str, Any]:
 
 
 def model_spec(served: ServedModel, config: str) -> dict[str, Any]:
-    """Return the data plane's ModelSpec; `config` is the JSON text for /config."""
-    model = served.model
-    return {
-        "name": served.name,
-        "version": served.version,
-        "platform": served.platform,
-        "backend": served.backend,
-        "max_batch_size": served.max_batch_size,
-        "inputs": [asdict(tensor) for tensor in served.inputs],
-        "outputs": [asdict(tensor) for tensor in served.outputs],
-        "config": config,
-        "retry": model.retry,
-        "max_queue_requests": model.max_queue_requests,
-        "max_queue_bytes": model.max_queue_bytes,
-        "max_output_bytes": model.max_output_bytes,
-    }
+    """Return the data plane's ModelSpec, and what it ignores; `config` is the text for /config."""
+    return {**asdict(served.model), **asdict(served), "config": config}

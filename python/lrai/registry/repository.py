@@ -46,6 +46,8 @@ class ModelSource:
     labels: Mapping[str, tuple[str, ...]]
     """Class labels by output, from the label files that config.pbtxt names."""
     notes: tuple[str, ...]
+    folder: Path | None = None
+    """A private folder of its files, which goes when none of its versions is served."""
 
 
 class Repository:

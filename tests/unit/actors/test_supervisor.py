@@ -20,7 +20,7 @@ PAIR = np.ones((1, 2), np.float32)
 
 async def serve(supervisor, data_plane, spec, replicas=1):
     loaded = await supervisor.load(spec)
-    supervisor.adopt(loaded, key=7, replicas=replicas)
+    await supervisor.adopt(loaded, key=7, replicas=replicas)
     await data_plane.ready(replicas)
     return loaded
 
@@ -231,8 +231,7 @@ async def test_an_actor_that_dies_before_it_is_attached_has_a_successor(supervis
         raise BrokenPipeError
 
     data_plane.attach = refuse_first
-    supervisor.adopt(loaded, key=7, replicas=1)
-    await data_plane.ready(1)
+    await supervisor.adopt(loaded, key=7, replicas=1)
     assert (await data_plane.run(1, [ROWS]))[0].shape == (2, 4)
 
 
@@ -304,3 +303,28 @@ async def test_restarts_come_at_once_until_three_have_died_without_an_answer(
     await data_plane.ready(4)
     assert caplog.text.count("a successor starts at once") == 2
     assert caplog.text.count("a successor starts in 0.1 s") == 1
+
+
+async def test_a_model_that_dies_three_times_before_it_is_ready_is_given_up(supervisor, data_plane):
+    loaded = await supervisor.load(NULL)
+
+    def refuse(key, link_fd):
+        os.close(link_fd)
+        raise BrokenPipeError
+
+    data_plane.attach = refuse
+    with pytest.raises(ModelLoadError, match="died 3 times before it was ready"):
+        await supervisor.adopt(loaded, key=7, replicas=1)
+    await supervisor.unload(7)
+    assert supervisor._actors == {}
+
+
+async def test_a_link_that_stays_open_after_the_end_keeps_no_successor_out(
+    supervisor, data_plane, python_model
+):
+    child = "if os.fork(): os._exit(1)\ntime.sleep(5)"
+    await serve(supervisor, data_plane, python_model(child))
+    batch = asyncio.ensure_future(data_plane.submit(1, [PAIR]))
+    await data_plane.ready(2)
+    assert data_plane.settled == [(1, "signal")]
+    batch.cancel()

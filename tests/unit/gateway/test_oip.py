@@ -41,7 +41,7 @@ def test_gateway_configuration_has_the_names_of_the_data_plane() -> None:
 
 def test_specification_carries_signature_and_limits() -> None:
     spec = model_spec(served(max_batch_size=16), config="{}")
-    assert spec["inputs"] == [
+    assert list(spec["inputs"]) == [
         {"name": "x", "datatype": "FP32", "shape": (-1, 4), "optional": False, "labels": ()},
         {"name": "bias", "datatype": "FP32", "shape": (-1, 1), "optional": True, "labels": ()},
     ]
