@@ -13,7 +13,15 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime  # noqa: TID253 - only the processes of this engine import this file
 
-from lrai.backends.base import Backend, BackendSpec, Batch, BatchFaultError, Place, Slabs
+from lrai.backends.base import (
+    Backend,
+    BackendSpec,
+    Batch,
+    BatchFaultError,
+    LocalBatch,
+    Place,
+    Slabs,
+)
 from lrai.backends.onnx_file import read_facts
 from lrai.backends.onnx_signature import Dim, Tensor, probe, read_graph
 from lrai.backends.tensors import Array, SlotWriter, byte_len, view
@@ -57,13 +65,6 @@ class _Binding:
     writer: SlotWriter
 
 
-class _TinyBatch:
-    """One row for the tiny model."""
-
-    inputs = ((0, 8, (1, 2)),)
-    output_slot = 0
-
-
 class OrtBackend(Backend):
     """An onnxruntime session on one .onnx file."""
 
@@ -97,7 +98,7 @@ class OrtBackend(Backend):
             for _ in range(_REHEARSALS):
                 backend = cls(BackendSpec(f"/proc/self/fd/{descriptor}"))
                 backend.bind(Slabs(memoryview(bytes(64)), memoryview(bytearray(64)), 64))
-                backend.run(_TinyBatch())
+                backend.run(LocalBatch(((0, 8, (1, 2)),)))
         finally:
             os.close(descriptor)
 

@@ -15,10 +15,10 @@ of `bytes`; BF16 shows as unsigned 16-bit numbers. `predict` may raise `ValueErr
 input; any other exception is the model's fault.
 """
 
-import importlib.util
+import importlib
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -67,12 +67,11 @@ class PythonBackend(Backend):
         np.random.seed()
         folder = Path(spec.path)
         module = _import_model(folder)
-        self._predict = _find_predict(module, folder)
-        inputs = optional_tensors(spec.options, "inputs") or declared_tensors(
-            getattr(module, "INPUTS", None), f"INPUTS of {folder / _FILE}"
-        )
-        outputs = optional_tensors(spec.options, "outputs") or declared_tensors(
-            getattr(module, "OUTPUTS", None), f"OUTPUTS of {folder / _FILE}"
+        self._predict: Predict = module.predict
+        inputs, outputs = (
+            optional_tensors(spec.options, kind.lower())
+            or declared_tensors(getattr(module, kind, None), f"{kind} of {folder / _FILE}")
+            for kind in ("INPUTS", "OUTPUTS")
         )
         if load := getattr(module, "load", None):
             load(Context(folder, dict(spec.options), spec.threads))
@@ -100,9 +99,9 @@ class PythonBackend(Backend):
             answer = self._predict(dict(views))
         except ValueError as error:
             raise BatchFaultError(str(error) or "predict refused the input", code=1) from error
+        except MemoryError:
+            raise
         except Exception as error:
-            if isinstance(error, MemoryError):
-                raise
             raise BatchFaultError(f"predict raised {type(error).__name__}: {error}") from error
         writer = SlotWriter(self._slabs, batch.output_slot)
         first = batch.inputs[0]
@@ -134,44 +133,32 @@ def _checked(answer: object, tensor: TensorInfo, rows: int | None) -> Array:
         array = np.asarray(answer[tensor.name], NUMPY_TYPES[tensor.datatype])
     except (TypeError, ValueError) as error:
         raise BatchFaultError(f"predict's '{tensor.name}' is no array: {error}") from error
-    shape = tensor.shape if rows is None else (rows, *tensor.shape[1:])
-    if len(array.shape) != len(shape) or any(
-        want not in (-1, have) for want, have in zip(shape, array.shape, strict=True)
-    ):
-        raise BatchFaultError(
-            f"predict's '{tensor.name}' has shape {list(array.shape)}, expected is {list(shape)}"
-        )
+    if rows is not None:
+        tensor = replace(tensor, shape=(rows, *tensor.shape[1:]))
+    if not tensor.fits(array.shape):
+        have, want = list(array.shape), list(tensor.shape)
+        raise BatchFaultError(f"predict's '{tensor.name}' has shape {have}, expected is {want}")
     return array
 
 
 def _references(views: Mapping[str, Array]) -> list[int]:
     """Count who holds each input; slices and reshapes of a view hold its base."""
-    counts = []
-    for name in views:
-        counts.append(sys.getrefcount(views[name]))
-        counts.append(sys.getrefcount(views[name].base))
-    return counts
+    return [sys.getrefcount(held) for name in views for held in (views[name], views[name].base)]
 
 
 def _import_model(folder: Path) -> ModuleType:
     """Import `model.py`; its folder comes first on the path, so that it can have helpers."""
-    file = folder / _FILE
-    spec = importlib.util.spec_from_file_location("model", file)
-    if spec is None or spec.loader is None or not file.is_file():
+    if not (folder / _FILE).is_file():
         raise ModelLoadError(
-            f"{file} does not exist", hint="a model of the python backend is a folder with model.py"
+            f"{folder / _FILE} does not exist",
+            hint="a model of the python backend is a folder with model.py",
         )
     sys.path.insert(0, str(folder))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["model"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _find_predict(module: ModuleType, folder: Path) -> Predict:
-    predict: Predict | None = getattr(module, "predict", None)
-    if not callable(predict):
+    sys.modules.pop("model", None)
+    importlib.invalidate_caches()
+    module = importlib.import_module("model")
+    if not callable(getattr(module, "predict", None)):
         raise ModelLoadError(
             f"{folder / _FILE} has no function predict", hint="define def predict(inputs): ..."
         )
-    return predict
+    return module

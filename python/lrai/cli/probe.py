@@ -11,28 +11,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from lrai.backends import open_backend
-from lrai.backends.base import BackendSpec, Slabs
+from lrai.backends.base import BackendSpec, LocalBatch, Slabs
 from lrai.cli import tiny_model
 
 _SIZE: Final = 256
 _RUNS: Final = 50
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """One row at the start of the slab."""
-
-    inputs: tuple[tuple[int, int, tuple[int, ...]] | None, ...]
-    id: int = 1
-    rows: int = 1
-    output_slot: int = 0
 
 
 def main(arguments: list[str]) -> int:
@@ -65,7 +54,7 @@ def _run_onnxruntime(model: bytes, row: bytes, expected: bytes) -> Mapping[str, 
         backend = open_backend("onnxruntime", BackendSpec(path=str(path), threads=1))
     inputs, outputs = bytearray(row), bytearray(1 << 16)
     backend.bind(Slabs(memoryview(inputs), memoryview(outputs), len(outputs)))
-    batch = _Batch(inputs=((0, len(row), (1, _SIZE)),))
+    batch = LocalBatch(((0, len(row), (1, _SIZE)),))
     started = time.perf_counter()
     for _ in range(_RUNS):
         ((offset, length, _dims),) = backend.run(batch)

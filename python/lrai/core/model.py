@@ -1,6 +1,6 @@
 """What a model looks like from outside: its tensors and its signature."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -49,6 +49,12 @@ class TensorInfo:
     """Class labels of an output, if the model knows them."""
     optional: bool = False
     """An input that a request may leave out."""
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of this shape can be it."""
+        return len(shape) == len(self.shape) and all(
+            want in (-1, have) for want, have in zip(self.shape, shape, strict=True)
+        )
 
     def __str__(self) -> str:
         return f"{self.name} {self.datatype}{list(self.shape)}"
