@@ -8,9 +8,10 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
-from lrai.actors.limits import ActorCgroup, private_bytes, waiting_s
+from lrai.actors.limits import close_cgroup, private_bytes, waiting_s
 from lrai.actors.messages import EXIT_LEFT, EXIT_MEMORY, ActorMessage, ActorSpec
 from lrai.actors.spawn import describe_end
 from lrai.actors.watch import SILENCE_S, hang_limit_s
@@ -61,7 +62,7 @@ class Actor:
     """What it did against the rules when the data plane lost the link; empty = it was closed."""
     gone: asyncio.Future[End] = field(default_factory=_future)
     pid: int = 0
-    cgroup: ActorCgroup | None = None
+    cgroup: Path | None = None
     key: int = 0
     """The model in the data plane, once it serves one."""
     succeeds_s: float | None = None
@@ -131,7 +132,7 @@ class Actor:
 
     def end(self, status: int) -> None:
         """Take notice of the process's end."""
-        is_oom = self.cgroup.close() if self.cgroup else False
+        is_oom = self.cgroup is not None and close_cgroup(self.cgroup)
         self.link.close()
         end = self._explain(status, is_oom)
         self.gone.set_result(end)

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ import zmq
 
 from lrai.actors import watch
 from lrai.actors.actor import Actor
-from lrai.actors.limits import ActorCgroup, adopt_orphans
+from lrai.actors.limits import adopt_orphans, open_cgroup
 from lrai.actors.messages import ActorMessage, ActorSpec, ForkMessage
 from lrai.actors.reaper import Reaper
 from lrai.actors.spawn import Spawner
@@ -200,7 +200,7 @@ class Supervisor:
         except ModelLoadError as error:
             reason = str(error)
         else:
-            if replace(actor.signature, load_ms=0.0) == replace(signature, load_ms=0.0):
+            if actor.signature == signature:
                 actor.succeeds_s = place.died_s
                 return actor
             await actor.leave()
@@ -254,7 +254,7 @@ class Supervisor:
             ours.close()
             del self._actors[actor.id]
             raise
-        actor.cgroup = ActorCgroup(actor.id, actor.pid, spec.memory_limit_bytes)
+        actor.cgroup = open_cgroup(actor.id, actor.pid, spec.memory_limit_bytes)
         self._reaper.end_of(actor.pid).add_done_callback(
             lambda status: self._ended(actor, status.result())
         )

@@ -9,7 +9,6 @@ import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any, Final, NoReturn
 
 import zmq
@@ -77,33 +76,31 @@ def _live(message: ForkMessage, link_fd: int) -> int:
     reporter = _Reporter(message)
     baseline_bytes = private_bytes(os.getpid())
     _limit_memory(message.spec)
-    backend = _load(message.spec, reporter)
-    if backend is None:
+    try:
+        backend = _load(message.spec)
+    except LraiError as error:
+        reporter.send("refused", {"message": error.message, "hint": error.hint})
         # The supervisor closes the link when it has heard the reason.
         open_mailbox(link_fd)
         return EXIT_LEFT
-    body = {"signature": backend.signature, "baseline_bytes": baseline_bytes}
-    reporter.send("loaded", body)
+    reporter.send("loaded", {"signature": backend.signature, "baseline_bytes": baseline_bytes})
     # Not threading.Thread, whose machinery would cost every actor 0.2 MB.
     _thread.stack_size(_HEARTBEAT_STACK)
     _thread.start_new_thread(reporter.beat, ())
     _thread.stack_size(0)
-    mailbox = open_mailbox(link_fd)
-    if mailbox is None:
-        return EXIT_LEFT
-    slabs = Slabs(mailbox.input, mailbox.output, mailbox.output_slot_bytes)
-    backend.bind(slabs)
-    mailbox.ready()
-    _serve(mailbox, backend, slabs, reporter)
+    if mailbox := open_mailbox(link_fd):
+        slabs = Slabs(mailbox.input, mailbox.output, mailbox.output_slot_bytes)
+        backend.bind(slabs)
+        mailbox.ready()
+        _serve(mailbox, backend, slabs, reporter)
     return EXIT_LEFT
 
 
 def _settle_in(message: ForkMessage) -> None:
     """Make the fresh fork a process of its own: title, seed, priority."""
-    spec = message.spec
     end_with_parent(message.parent_pid)
     random.seed()
-    setproctitle(f"lrai: {spec} #{message.number}")
+    setproctitle(f"lrai: {message.spec} #{message.number}")
     raise_oom_score()
     faulthandler.enable(all_threads=False)
 
@@ -116,23 +113,14 @@ def _limit_memory(spec: ActorSpec) -> None:
         limit_data(spec.memory_limit_bytes + spec.model.threads * _ENGINE_STACK)
 
 
-def _load(spec: ActorSpec, reporter: "_Reporter") -> Backend | None:
-    """Load the model, or report why it cannot be."""
-    started = time.monotonic()
+def _load(spec: ActorSpec) -> Backend:
     try:
-        backend = find_backend(spec.backend)(spec.model)
-    except LraiError as error:
-        reporter.send("refused", {"message": error.message, "hint": error.hint})
-        return None
-    except MemoryError:
+        return find_backend(spec.backend)(spec.model)
+    except (LraiError, MemoryError):
         raise
-    except Exception as error:  # noqa: BLE001 - a user's load() may raise anything
-        text = str(error).splitlines()[0] if str(error) else ""
-        reporter.send("refused", {"message": f"{type(error).__name__}: {text}", "hint": ""})
-        return None
-    load_ms = round((time.monotonic() - started) * 1000, 1)
-    backend.signature = replace(backend.signature, load_ms=load_ms)
-    return backend
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelLoadError(f"{type(error).__name__}: {reason}") from error
 
 
 def _serve(mailbox: Mailbox, backend: Backend, slabs: Slabs, reporter: "_Reporter") -> None:

@@ -72,7 +72,6 @@ class Signature:
     """The first dimension of every tensor is free, so requests can share a batch."""
     notes: tuple[str, ...] = ()
     """Sentences for the log: an old opset, a substituted type."""
-    load_ms: float = 0.0
 
     def __str__(self) -> str:
         inputs = ", ".join(map(str, self.inputs))

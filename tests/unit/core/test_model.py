@@ -10,7 +10,6 @@ SIGNATURE = Signature(
     outputs=(TensorInfo("y", "INT64", (-1,), labels=("no", "yes")),),
     batchable=False,
     notes=("opset 11 is old",),
-    load_ms=4.5,
 )
 
 
