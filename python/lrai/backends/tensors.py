@@ -71,19 +71,18 @@ class SlotWriter:
     def write(self, array: Array, datatype: str) -> Place:
         """Copy an output into the slot; strings may be `str` or `bytes`."""
         if datatype == "BYTES":
-            text = b"".join(_length_and_bytes(element) for element in array.flat)
+            text = join_strings(array)
             offset = self.reserve(len(text))
             self._memory[offset : offset + len(text)] = text
             return offset, len(text), array.shape
         offset = self.reserve(array.nbytes)
-        target = (
-            np.frombuffer(self._memory, array.dtype, array.size, offset) if array.size else None
-        )
-        if target is not None:
+        if array.size:
+            target = np.frombuffer(self._memory, array.dtype, array.size, offset)
             target.reshape(array.shape)[...] = array
         return offset, array.nbytes, array.shape
 
 
-def _length_and_bytes(element: object) -> bytes:
-    text = element if isinstance(element, bytes) else str(element).encode()
-    return struct.pack("<I", len(text)) + text
+def join_strings(array: Array) -> bytes:
+    """Return strings, `str` or `bytes`, one after the other, each with its length before it."""
+    texts = (one if isinstance(one, bytes) else str(one).encode() for one in array.flat)
+    return b"".join(struct.pack("<I", len(text)) + text for text in texts)
