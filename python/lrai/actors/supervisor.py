@@ -25,7 +25,7 @@ from lrai.core.ports import DataPlane, Window
 from lrai.errors import ModelLoadError
 from lrai.log import get_log
 
-_SLOW_CHECK_S: Final = 1.0
+_SLOW_CHECK_S: Final = 5.0
 _MOST_EARLY_DEATHS: Final = 3
 # A link closes with its process, unless that has left a child which holds it open.
 _LINK_S: Final = 1.0
@@ -83,12 +83,11 @@ class Supervisor:
     async def stop(self) -> None:
         """End all actors and templates at once; open requests have been answered before."""
         ending = [actor.gone for actor in self._actors.values() if actor.pid]
+        unloading = [asyncio.ensure_future(self.unload(key)) for key in list(self._keepers)]
+        await asyncio.sleep(0)  # No keeper may be left to raise a successor.
         for actor in self._actors.values():
             actor.dismiss()
-        for key in list(self._keepers):
-            await self.unload(key)
-        if ending:
-            await asyncio.wait(ending)
+        await asyncio.gather(*unloading, *map(asyncio.shield, ending))
         await self._spawner.stop()
         asyncio.get_running_loop().remove_reader(self._socket.fileno())
         self._socket.close(linger=0)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lrai.actors.messages import ActorSpec
+from lrai.actors.supervisor import Supervisor
 from lrai.backends.base import BackendSpec
 from lrai.errors import ModelLoadError
 
@@ -328,3 +329,17 @@ async def test_a_link_that_stays_open_after_the_end_keeps_no_successor_out(
     await data_plane.ready(2)
     assert data_plane.settled == [(1, "signal")]
     batch.cancel()
+
+
+async def test_the_end_of_the_server_ends_all_at_once_and_raises_no_successor(
+    data_plane, tmp_path, caplog
+):
+    supervisor = data_plane.supervisor = Supervisor(data_plane, tmp_path)
+    await supervisor.start()
+    loaded = await serve(supervisor, data_plane, NULL, replicas=3)
+    others = [actor.pid for actor in supervisor._actors.values()]
+    assert loaded.pid in others
+    await supervisor.stop()
+    assert [pid for pid in others if Path(f"/proc/{pid}").exists()] == []
+    assert "a successor starts" not in caplog.text
+    data_plane.close(7)
