@@ -77,10 +77,8 @@ class OrtBackend(Backend):
             self._session.get_outputs(),
             read_facts(spec.path),
         )
-        self._graph, self._is_batchable = probe(
-            graph, lambda feeds: self._session.run(None, dict(feeds))
-        )
-        self.signature = self._graph.signature(self._is_batchable)
+        self._graph = probe(graph, lambda feeds: self._session.run(None, dict(feeds)))
+        self.signature = self._graph.signature
         self._is_plain = all(t.is_plain for t in (*graph.inputs, *graph.outputs))
         self._is_in_place = True
         self._bindings: OrderedDict[object, _Binding] = OrderedDict()
@@ -152,7 +150,7 @@ class OrtBackend(Backend):
                 address = self._input_address + offset
                 io.bind_input(tensor.info.name, "cpu", 0, tensor.element, dims, address)
                 sizes |= zip(tensor.dims, dims, strict=True)
-                if self._is_batchable:
+                if self._graph.is_batchable:
                     sizes[_ROWS] = dims[0]
         writer = SlotWriter(self._slabs, batch.output_slot)
         slot_address = self._output_address + batch.output_slot * self._slabs.output_slot_bytes
