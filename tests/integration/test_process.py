@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -220,8 +221,10 @@ def title(pid):
 def children(pid):
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            stat = (entry / "stat").read_text().rpartition(")")[2].split()
-            if int(stat[1]) == pid:
-                found.append(int(entry.name))
+        # Processes of others come and go meanwhile.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if entry.name.isdigit():
+                stat = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(stat[1]) == pid:
+                    found.append(int(entry.name))
     return found
