@@ -71,6 +71,7 @@ class Actor:
     has_answered: bool = False
     is_leaving: bool = False
     _baseline_bytes: int = 0
+    _weighed_s: float = 0.0
     _batch_age_s: float = math.inf
     _waited_s: float = 0.0
     """How long it had waited for a processor when its batch was first seen."""
@@ -174,9 +175,12 @@ class Actor:
 
     def check_itself(self) -> None:
         """End it if it is silent or too large."""
-        limit = self.spec.memory_limit_bytes
-        used = private_bytes(self.pid) - self._baseline_bytes if limit else 0
-        if used > limit:
-            self.kill("memory", f"uses {used >> 20} MiB, its memory limit is {limit >> 20} MiB")
-        if time.monotonic() - self.heard_s > SILENCE_S:
+        now_s, limit = time.monotonic(), self.spec.memory_limit_bytes
+        # One that has said and done nothing since the last look is no larger than then.
+        if limit and self.heard_s >= self._weighed_s:
+            self._weighed_s = now_s
+            used = private_bytes(self.pid) - self._baseline_bytes
+            if used > limit:
+                self.kill("memory", f"uses {used >> 20} MiB, its memory limit is {limit >> 20} MiB")
+        if now_s - self.heard_s > SILENCE_S:
             self.kill("hang", f"gave no sign of life for {SILENCE_S:g} s")

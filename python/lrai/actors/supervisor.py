@@ -25,7 +25,7 @@ from lrai.core.ports import DataPlane, Window
 from lrai.errors import ModelLoadError
 from lrai.log import get_log
 
-_SLOW_CHECK_S: Final = 5.0
+_SLOW_CHECK_S: Final = 1.0
 _MOST_EARLY_DEATHS: Final = 3
 # A link closes with its process, unless that has left a child which holds it open.
 _LINK_S: Final = 1.0

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,24 @@ async def test_an_actor_that_allocates_without_end_meets_its_limit(
         await data_plane.submit(1, [PAIR])
     assert await data_plane.settled_once() == "memory"
     assert "met its memory limit of 64 MiB; a successor starts at once" in caplog.text
+
+
+async def test_an_actor_without_a_limit_of_the_kernel_is_ended_when_it_is_too_large(
+    supervisor, data_plane, python_model, caplog
+):
+    # Devices need more address space than memory, so that only looking tells.
+    hungry = python_model("kept = np.ones(1 << 24)\ntime.sleep(60)", memory_limit_bytes=64 << 20)
+    spec = replace(hungry, model=replace(hungry.model, provider="cuda"))
+    await serve(supervisor, data_plane, spec)
+    batch = asyncio.ensure_future(data_plane.submit(1, [PAIR]))
+    async with asyncio.timeout(20):
+        while not data_plane.settled:
+            supervisor.check(data_plane.windows())
+            await asyncio.sleep(0.05)
+    with pytest.raises(ConnectionError):
+        await batch
+    assert data_plane.settled == [(1, "memory")]
+    assert "its memory limit is 64 MiB" in caplog.text
 
 
 async def test_an_actor_that_loops_for_ever_is_ended_as_a_hang(
