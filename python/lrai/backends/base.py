@@ -81,6 +81,7 @@ class Backend(ABC):
     """A loaded model. The constructor loads it, or raises `ModelLoadError` with a sentence."""
 
     signature: Signature
+    slabs: Slabs
 
     @abstractmethod
     def __init__(self, spec: BackendSpec) -> None:
@@ -94,9 +95,9 @@ class Backend(ABC):
         """
         return
 
-    @abstractmethod
     def bind(self, slabs: Slabs) -> None:
         """Take the memory that batches will lie in; again when it is another."""
+        self.slabs = slabs
 
     @abstractmethod
     def run(self, batch: Batch) -> list[Place]:

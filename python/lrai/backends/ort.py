@@ -24,7 +24,7 @@ from lrai.backends.base import (
 )
 from lrai.backends.onnx_file import read_facts
 from lrai.backends.onnx_signature import Dim, Tensor, probe, read_graph
-from lrai.backends.tensors import Array, SlotWriter, byte_len, view
+from lrai.backends.tensors import Array, SlotWriter, byte_len, read_inputs, write_outputs
 from lrai.errors import ModelLoadError
 
 # A miss costs 5 microseconds, so the bound is about memory, not about hits.
@@ -102,7 +102,7 @@ class OrtBackend(Backend):
 
     def bind(self, slabs: Slabs) -> None:
         """Keep the slabs and their addresses."""
-        self._slabs = slabs
+        super().bind(slabs)
         self._bindings.clear()
         self._input_address = _address(slabs.inputs)
         self._output_address = _address(slabs.outputs)
@@ -152,8 +152,8 @@ class OrtBackend(Backend):
                 sizes |= zip(tensor.dims, dims, strict=True)
                 if self._graph.is_batchable:
                     sizes[_ROWS] = dims[0]
-        writer = SlotWriter(self._slabs, batch.output_slot)
-        slot_address = self._output_address + batch.output_slot * self._slabs.output_slot_bytes
+        writer = SlotWriter(self.slabs, batch.output_slot)
+        slot_address = self._output_address + batch.output_slot * self.slabs.output_slot_bytes
         places: list[Place | None] = []
         for tensor in self._graph.outputs:
             shape = self._known_shape(tensor, sizes)
@@ -182,7 +182,7 @@ class OrtBackend(Backend):
 
     def _collect(self, binding: _Binding, slot: int) -> list[Place]:
         """Copy the outputs that onnxruntime allocated."""
-        slot_address = self._output_address + slot * self._slabs.output_slot_bytes
+        slot_address = self._output_address + slot * self.slabs.output_slot_bytes
         places: list[Place] = []
         values = binding.io.get_outputs()
         for tensor, place, value in zip(self._graph.outputs, binding.places, values, strict=True):
@@ -197,17 +197,11 @@ class OrtBackend(Backend):
         return places
 
     def _run_arrays(self, batch: Batch) -> list[Place]:
-        feeds = {
-            tensor.info.name: _as_feed(view(self._slabs.inputs, place, tensor.info.datatype))
-            for tensor, place in zip(self._graph.inputs, batch.inputs, strict=True)
-            if place is not None
-        }
-        outputs = self._session.run(None, feeds)
-        writer = SlotWriter(self._slabs, batch.output_slot)
-        return [
-            writer.write(_as_array(tensor, output), tensor.info.datatype)
-            for tensor, output in zip(self._graph.outputs, outputs, strict=True)
-        ]
+        inputs, outputs = self.signature.inputs, self.signature.outputs
+        arrays = read_inputs(self.slabs, batch, inputs)
+        feeds = {name: _as_feed(array) for name, array in arrays.items()}
+        answer = zip(self._graph.outputs, self._session.run(None, feeds), strict=True)
+        return write_outputs(self.slabs, batch, outputs, (_as_array(*pair) for pair in answer))
 
 
 def _open_session(spec: BackendSpec) -> "onnxruntime.InferenceSession":

@@ -31,12 +31,11 @@ from lrai.backends.base import (
     Batch,
     BatchFaultError,
     Place,
-    Slabs,
     declared_tensors,
     has_batch_dimension,
     optional_tensors,
 )
-from lrai.backends.tensors import NUMPY_TYPES, Array, SlotWriter, view
+from lrai.backends.tensors import NUMPY_TYPES, Array, read_inputs, write_outputs
 from lrai.core.model import Signature, TensorInfo
 from lrai.errors import ModelLoadError
 from lrai.log import get_log
@@ -83,17 +82,9 @@ class PythonBackend(Backend):
         )
         self._has_warned = False
 
-    def bind(self, slabs: Slabs) -> None:
-        """Keep the slabs."""
-        self._slabs = slabs
-
     def run(self, batch: Batch) -> list[Place]:
         """Call `predict` on views of the batch and copy what it returns."""
-        views = {
-            tensor.name: view(self._slabs.inputs, place, tensor.datatype)
-            for place, tensor in zip(batch.inputs, self.signature.inputs, strict=True)
-            if place is not None
-        }
+        views = read_inputs(self.slabs, batch, self.signature.inputs)
         before = _references(views)
         try:
             answer = self._predict(dict(views))
@@ -103,13 +94,10 @@ class PythonBackend(Backend):
             raise
         except Exception as error:
             raise BatchFaultError(f"predict raised {type(error).__name__}: {error}") from error
-        writer = SlotWriter(self._slabs, batch.output_slot)
-        first = batch.inputs[0]
+        first, outputs = batch.inputs[0], self.signature.outputs
         rows = first[2][0] if first and self.signature.batchable else None
-        places = [
-            writer.write(_checked(answer, tensor, rows), tensor.datatype)
-            for tensor in self.signature.outputs
-        ]
+        arrays = (_checked(answer, tensor, rows) for tensor in outputs)
+        places = write_outputs(self.slabs, batch, outputs, arrays)
         del answer
         self._warn_of_kept_views(before, _references(views))
         return places

@@ -1,14 +1,14 @@
 """Tensors in slabs as numpy arrays: views of inputs, and one copy of each output."""
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from lrai.backends.base import BatchFaultError, Place, Slabs
-from lrai.core.model import DATATYPES
+from lrai.backends.base import Batch, BatchFaultError, Place, Slabs
+from lrai.core.model import DATATYPES, TensorInfo
 
 Array = npt.NDArray[Any]
 
@@ -27,6 +27,24 @@ def view(slab: memoryview, place: Place, datatype: str) -> Array:
     if datatype == "BYTES":
         return _read_strings(memory, dims)
     return np.frombuffer(memory, NUMPY_TYPES[datatype]).reshape(dims)
+
+
+def read_inputs(slabs: Slabs, batch: Batch, inputs: Sequence[TensorInfo]) -> dict[str, Array]:
+    """Return `view`s of a batch's inputs by name, without optional ones that were left out."""
+    return {
+        tensor.name: view(slabs.inputs, place, tensor.datatype)
+        for place, tensor in zip(batch.inputs, inputs, strict=True)
+        if place is not None
+    }
+
+
+def write_outputs(
+    slabs: Slabs, batch: Batch, outputs: Sequence[TensorInfo], arrays: Iterable[Array]
+) -> list[Place]:
+    """Copy a batch's outputs into its slot; strings may be `str` or `bytes`."""
+    writer = SlotWriter(slabs, batch.output_slot)
+    pairs = zip(outputs, arrays, strict=True)
+    return [writer.write(array, tensor.datatype) for tensor, array in pairs]
 
 
 def _read_strings(memory: memoryview, dims: tuple[int, ...]) -> Array:
