@@ -13,7 +13,6 @@ from lrai.config import Settings
 from lrai.errors import LraiError, ModelLoadError, ModelNotFoundError
 from lrai.gateway.faces.triton import model_config
 from lrai.gateway.native import Gateway
-from lrai.gateway.oip import model_spec
 from lrai.log import get_log
 from lrai.machine import available_cpus, available_memory_bytes
 from lrai.registry.index import Entry, Index
@@ -124,7 +123,7 @@ class Lifecycle:
         actor = await self._supervisor.load(self._actor_spec(source, version))
         try:
             served = resolve(source, version.version, actor.signature, self._cpus)
-            key = self._gateway.add_model(model_spec(served, model_config(served)))
+            key = self._gateway.add_model(served, model_config(served))
         except LraiError:
             await actor.leave()
             raise

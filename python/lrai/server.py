@@ -21,8 +21,7 @@ from lrai.actors.supervisor import Supervisor
 from lrai.config import Settings
 from lrai.errors import LraiError, ModelNotFoundError
 from lrai.gateway.faces.model_control import ModelControl
-from lrai.gateway.native import VERSION, Gateway, open_gateway, parse_model_config
-from lrai.gateway.oip import gateway_config
+from lrai.gateway.native import Gateway, open_gateway, parse_model_config
 from lrai.lifecycle import Lifecycle
 from lrai.log import LEVELS, get_log, start_log
 from lrai.registry.repository import Repository
@@ -203,7 +202,7 @@ def _obey_signals(server: Server, folder: str) -> None:
 async def serve(settings: Settings) -> int:
     """Serve in this process until a signal comes; return the exit code."""
     with tempfile.TemporaryDirectory(prefix="lrai-", ignore_cleanup_errors=True) as folder:
-        gateway = open_gateway(gateway_config(settings, VERSION))
+        gateway = open_gateway(settings)
         server = Server(settings, gateway, Supervisor(gateway, Path(folder)), Path(folder))
         _obey_signals(server, folder)
         return await server.run()

@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from lrai import _native
+from lrai.config import Settings
 from lrai.errors import DataPlaneError, LraiError, RepositoryError
 from lrai.registry.index import IndexRow
-
-VERSION: Final = _native.__version__
+from lrai.registry.resolve import ServedModel
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,13 @@ class Gateway:
         """Take everything that has happened since the last call."""
         return [Event(**json.loads(text)) for text in self._native.events()]
 
-    def add_model(self, spec: Mapping[str, Any]) -> int:
-        """Know a model; return its key. It is not routed before `publish`."""
+    def add_model(self, served: ServedModel, config: str) -> int:
+        """Know a model; return its key. It is not routed before `publish`.
+
+        `config` is the text that /config answers.
+        """
+        # The data plane ignores what it has no use for.
+        spec = {**asdict(served.model), **asdict(served), "config": config}
         with _wrapped():
             return self._native.add_model(json.dumps(spec))
 
@@ -74,10 +79,25 @@ class Gateway:
         self._native.set_index(json.dumps([asdict(row) for row in rows]))
 
 
-def open_gateway(config: Mapping[str, Any]) -> Gateway:
+def open_gateway(settings: Settings) -> Gateway:
     """Make a native gateway; nothing listens before `start`."""
     with _wrapped():
-        return Gateway(_native.Gateway(json.dumps(config)))
+        return Gateway(_native.Gateway(json.dumps(gateway_config(settings))))
+
+
+def gateway_config(settings: Settings) -> dict[str, Any]:
+    """Return the data plane's configuration: same names, times in milliseconds."""
+    plain = asdict(settings.gateway)
+    for name in ("header_timeout", "body_timeout", "keep_alive_timeout"):
+        plain[f"{name}_ms"] = max(1, round(plain.pop(f"{name}_s") * 1e3))
+    return {
+        "threads": plain.pop("runtime_threads"),
+        **plain,
+        "not_ready_status": int(settings.gateway.not_ready_status),
+        "model_control": settings.repository.model_control_mode,
+        "access_log": settings.log.access_log,
+        "server_version": _native.__version__,
+    }
 
 
 def parse_model_config(text: str) -> str:
