@@ -88,7 +88,7 @@ class Actor:
     def hear(self, message: ActorMessage) -> None:
         """Take in what the actor says about itself."""
         self.heard_s = time.monotonic()
-        self.has_answered |= message.kind == "answered"
+        self.has_answered |= message.kind == "sample"
         if self.loaded.done():
             return
         if message.kind == "loaded":

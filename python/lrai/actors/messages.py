@@ -68,16 +68,16 @@ class ForkedMessage(Message):
     error: str = ""
 
 
-Kind = Literal["loaded", "refused", "answered", "heartbeat", "sample"]
+Kind = Literal["loaded", "refused", "heartbeat", "sample"]
 
 
 @dataclass(frozen=True)
 class ActorMessage(Message):
     """What an actor tells the supervisor over ZeroMQ.
 
-    `loaded` carries the signature, `refused` a sentence and a hint, `answered` comes once after the
-    first good answer, `heartbeat` every ten seconds, `sample` at most every second with a summary
-    of the last batch's outputs.
+    `loaded` carries the signature, `refused` a sentence and a hint; `heartbeat` comes every ten
+    seconds, `sample` with the first good answer and then at most every second, with a summary of
+    the batch's outputs.
     """
 
     kind: Kind

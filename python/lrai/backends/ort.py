@@ -24,7 +24,7 @@ from lrai.backends.base import (
 )
 from lrai.backends.onnx_file import read_facts
 from lrai.backends.onnx_signature import Dim, Tensor, probe, read_graph
-from lrai.backends.tensors import Array, SlotWriter, byte_len, read_inputs, write_outputs
+from lrai.backends.tensors import Array, SlotWriter, read_inputs, write_outputs
 from lrai.errors import ModelLoadError
 
 # A miss costs 5 microseconds, so the bound is about memory, not about hits.
@@ -161,10 +161,10 @@ class OrtBackend(Backend):
                 places.append(None)
                 io.bind_output(tensor.info.name, "cpu")
                 continue
-            num_bytes = byte_len(tensor.info.datatype, shape)
-            offset = writer.reserve(num_bytes)
-            places.append((offset, num_bytes, shape))
-            io.bind_output(tensor.info.name, "cpu", 0, tensor.element, shape, slot_address + offset)
+            place = writer.place(tensor.info.datatype, shape)
+            places.append(place)
+            address = slot_address + place[0]
+            io.bind_output(tensor.info.name, "cpu", 0, tensor.element, shape, address)
         whole = [place for place in places if place is not None]
         return _Binding(io, places, whole if len(whole) == len(places) else None, writer)
 
@@ -185,15 +185,11 @@ class OrtBackend(Backend):
         slot_address = self._output_address + slot * self.slabs.output_slot_bytes
         places: list[Place] = []
         values = binding.io.get_outputs()
-        for tensor, place, value in zip(self._graph.outputs, binding.places, values, strict=True):
-            if place is None:
-                dims = tuple(value.shape())
-                num_bytes = byte_len(tensor.info.datatype, dims)
-                offset = binding.writer.reserve(num_bytes)
-                ctypes.memmove(slot_address + offset, value.data_ptr(), num_bytes)
-                places.append((offset, num_bytes, dims))
-            else:
-                places.append(place)
+        for tensor, known, value in zip(self._graph.outputs, binding.places, values, strict=True):
+            place = known or binding.writer.place(tensor.info.datatype, tuple(value.shape()))
+            if known is None:
+                ctypes.memmove(slot_address + place[0], value.data_ptr(), place[1])
+            places.append(place)
         return places
 
     def _run_arrays(self, batch: Batch) -> list[Place]:

@@ -1,5 +1,6 @@
 """Tensors in slabs as numpy arrays: views of inputs, and one copy of each output."""
 
+import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -59,14 +60,6 @@ def _read_strings(memory: memoryview, dims: tuple[int, ...]) -> Array:
     return elements.reshape(dims)
 
 
-def byte_len(datatype: str, dims: tuple[int, ...]) -> int:
-    """Return the bytes of a tensor of fixed-size elements."""
-    length = DATATYPES[datatype].num_bytes
-    for dim in dims:
-        length *= dim
-    return length
-
-
 class SlotWriter:
     """Gives the outputs of one batch their places in its slot, one after the other."""
 
@@ -85,6 +78,11 @@ class SlotWriter:
             )
         self._end = offset + -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
         return offset
+
+    def place(self, datatype: str, dims: tuple[int, ...]) -> Place:
+        """Return the place of an output of fixed-size elements."""
+        num_bytes = DATATYPES[datatype].num_bytes * math.prod(dims)
+        return self.reserve(num_bytes), num_bytes, dims
 
     def write(self, array: Array, datatype: str) -> Place:
         """Copy an output into the slot; strings may be `str` or `bytes`."""
