@@ -50,14 +50,12 @@ class Server:
         self._exit_code = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._started_s = time.monotonic()
-        self.addresses: dict[str, str] = {}
-        """Where each face listens, once it does."""
 
     async def run(self) -> int:
         """Serve until told to stop; return the exit code."""
         loop = asyncio.get_running_loop()
-        self.addresses = self._gateway.start()
-        self._greet()
+        _log.info("listening", "listening", **self._gateway.start())
+        self._warn()
         loop.add_reader(self._gateway.event_fd, self._take_events)
         await self._supervisor.start()
         try:
@@ -81,8 +79,7 @@ class Server:
         self._gateway.set_ready(False)
         self._stopping.set()
 
-    def _greet(self) -> None:
-        _log.info("listening", "listening", **self.addresses)
+    def _warn(self) -> None:
         host = self._settings.gateway.host
         if not host.startswith(("127.", "unix:")) and host not in ("localhost", "::1", "[::1]"):
             message = f"everybody who reaches {host} can use the models: there is no authentication"
