@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
+from lrai.core.plain import from_plain
 from lrai.errors import ConfigError
 from lrai.log import LEVELS
 
@@ -21,6 +22,7 @@ _SIZES: Final = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9} | {
     for power, letter in enumerate("kmgt", start=1)
     for end in ("", "b")
 }
+_BOOLEANS: Final = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
 
 
 @dataclass(frozen=True)
@@ -32,34 +34,12 @@ class Kind:
     example: str
 
 
-def _read_duration(text: str) -> float:
-    return _read_scaled(text, _DURATIONS)
-
-
-def _read_size(text: str) -> int:
-    return int(_read_scaled(text, _SIZES))
-
-
 def _read_scaled(text: str, units: Mapping[str, float]) -> float:
     number = text.strip().rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
     value = float(number) * units[text.strip()[len(number) :].strip().lower()]
     if not 0 <= value < float("inf"):
         raise ValueError(text)
     return value
-
-
-def _read_boolean(text: str) -> bool:
-    return {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}[
-        text.strip().lower()
-    ]
-
-
-def _read_names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _read_port(text: str) -> int:
-    return _within(int(text), 0, 65535)
 
 
 def _within(value: int, low: int, high: int) -> int:
@@ -80,15 +60,25 @@ def _choice(*words: str) -> Kind:
 
 
 TEXT: Final = Kind("TEXT", str, "text")
-NAMES: Final = Kind("NAME,...", _read_names, "names with commas between them")
-BOOLEAN: Final = Kind("true|false", _read_boolean, "true or false")
-DURATION: Final = Kind("DURATION", _read_duration, "a number with a unit, such as 30s or 20ms")
-SIZE: Final = Kind("SIZE", _read_size, "a number with a unit, such as 64MiB")
-PORT: Final = Kind("PORT", _read_port, "a number from 0 to 65535")
+NAMES: Final = Kind(
+    "NAME,...",
+    lambda text: tuple(name.strip() for name in text.split(",") if name.strip()),
+    "names with commas between them",
+)
+BOOLEAN: Final = Kind("true|false", lambda text: _BOOLEANS[text.strip().lower()], "true or false")
+DURATION: Final = Kind(
+    "DURATION",
+    lambda text: _read_scaled(text, _DURATIONS),
+    "a number with a unit, such as 30s or 20ms",
+)
+SIZE: Final = Kind(
+    "SIZE", lambda text: int(_read_scaled(text, _SIZES)), "a number with a unit, such as 64MiB"
+)
+PORT: Final = Kind("PORT", lambda text: _within(int(text), 0, 65535), "a number from 0 to 65535")
 OPTIONAL_PORT: Final = Kind(
     "PORT|off",
-    lambda text: None if text == "off" else _read_port(text),
-    "a number from 0 to 65535, or off",
+    lambda text: None if text == "off" else PORT.read(text),
+    f"{PORT.example}, or off",
 )
 
 
@@ -234,19 +224,11 @@ class Settings:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read what `to_json` wrote."""
-        plain = json.loads(text)
-        plain["repository"]["load_model"] = tuple(plain["repository"]["load_model"])
-        sections = {name: kind(**plain[name]) for name, kind in SECTIONS.items()}
-        return cls(**sections, notes=tuple(plain["notes"]))
+        return from_plain(cls, json.loads(text))
 
 
 SECTIONS: Final[Mapping[str, Any]] = {
-    "gateway": GatewayConfig,
-    "repository": RepositoryConfig,
-    "server": ServerConfig,
-    "log": LogConfig,
-    "model": ModelConfig,
-    "knobs": KnobsConfig,
+    one.name: type(one.default) for one in fields(Settings) if one.name != "notes"
 }
 
 

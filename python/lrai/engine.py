@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from lrai.backends import open_backend
-from lrai.backends.base import BackendSpec, BatchFaultError, Place, Slabs
+from lrai.backends.base import BackendSpec, BatchFaultError, LocalBatch, Place, Slabs
 from lrai.core.model import Signature, TensorInfo
 from lrai.errors import InferenceError, InvalidInputError
 from lrai.machine import available_cpus
@@ -58,15 +58,6 @@ class EngineStats:
     p99_ms: float
     p999_ms: float
     max_ms: float
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """One call as the backends see it."""
-
-    rows: int
-    inputs: tuple[Place | None, ...]
-    output_slot: int = 0
 
 
 class Engine:
@@ -140,10 +131,8 @@ class Engine:
         with self._lock:
             self._pin()
             places = self._write(self._arrange(inputs))
-            first = next((place for place in places if place is not None), None)
-            rows = first[2][0] if first is not None and first[2] else 1
             try:
-                found = self._backend.run(_Batch(rows, places))
+                found = self._backend.run(LocalBatch(places))
             except BatchFaultError as error:
                 raise (InvalidInputError if error.code else InferenceError)(str(error)) from error
             outputs = self._read(found, copy=copy)
@@ -237,10 +226,7 @@ class Engine:
                     hint=f"use .astype({expected.name!r})",
                 )
             array = array.astype(expected)
-        fits = len(array.shape) == len(tensor.shape) and all(
-            dim in (-1, given) for dim, given in zip(tensor.shape, array.shape, strict=True)
-        )
-        if not fits:
+        if not tensor.fits(array.shape):
             raise InvalidInputError(
                 f"input '{tensor.name}' has the shape {list(tensor.shape)}, "
                 f"and {list(array.shape)} was given"

@@ -3,35 +3,24 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Callable
+from functools import partial
 
 from lrai.actors.messages import ActorSpec
 from lrai.actors.supervisor import Supervisor
+from lrai.backends.base import BackendSpec
 from lrai.config import Settings
 from lrai.errors import LraiError, ModelLoadError, ModelNotFoundError
 from lrai.gateway.faces.triton import model_config
-from lrai.gateway.native import Event, Gateway
-from lrai.gateway.oip import model_spec
+from lrai.gateway.native import Gateway
 from lrai.log import get_log
 from lrai.machine import available_cpus, available_memory_bytes
 from lrai.registry.index import Entry, Index
-from lrai.registry.override import is_override, read_override, remove_folder
-from lrai.registry.repository import ModelSource, Repository, VersionSource
+from lrai.registry.override import remove_folder
+from lrai.registry.repository import Fingerprint, ModelSource, Repository, VersionSource
 from lrai.registry.resolve import ServedModel, model_settings, resolve
 
-_MOST_EARLY_DEATHS: Final = 3
 _log = get_log("models")
-
-
-@dataclass
-class _Waiting:
-    """A version that is attached and has not answered yet."""
-
-    ready: asyncio.Future[None]
-    deaths: int = 0
 
 
 class Lifecycle:
@@ -47,37 +36,42 @@ class Lifecycle:
         self._slots = asyncio.Semaphore(settings.repository.parallel_loads)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.index = Index(gateway.set_index)
-        self._waiting: dict[int, _Waiting] = {}
-        self._folders: dict[int, Path] = {}
+        self._sources: dict[int, ModelSource] = {}
         self._cpus = available_cpus()
         self._memory_bytes = available_memory_bytes() // 2
 
     async def load(
         self,
         name: str,
-        parameters: Mapping[str, Any] | None = None,
+        read: Callable[[], ModelSource] | None = None,
         is_retrying: bool = True,
     ) -> None:
         """Load what is new or changed of a model, then unload what is gone; raises the first error.
 
-        A failure leaves in service what was there. Without `is_retrying`, files that failed before
-        are not tried again.
+        `read` finds the model elsewhere than in the repository. A failure leaves in service what
+        was there. Without `is_retrying`, files that failed before are not tried again.
         """
         async with self._locks[name]:
-            source, folder = await self._read(name, parameters)
+            try:
+                source = await asyncio.to_thread(read or partial(self._repository.find, name))
+            except LraiError as error:
+                if not isinstance(error, ModelNotFoundError):
+                    self._fail(name, "", (), error)
+                raise
             errors = []
             for version in source.versions:
                 try:
-                    await self._load_version(source, version, folder, is_retrying)
+                    await self._load_version(source, version, is_retrying)
                 except LraiError as error:
+                    self._fail(name, version.version, version.fingerprint, error)
                     errors.append(error)
-            kept = {version.version for version in source.versions}
-            for surplus in self.index.served(name).keys() - kept if not errors else ():
-                self._remove(name, surplus)
-            if folder is not None and folder not in self._folders.values():
-                remove_folder(folder)
+            self._let_go(source)
             if errors:
                 raise errors[0]
+            for surplus in self.index.served(name).keys() - {
+                one.version for one in source.versions
+            }:
+                self._remove(name, surplus)
 
     async def unload(self, name: str, is_gone: bool = False) -> None:
         """Take all versions out of service; open requests finish. `is_gone`: forget it too."""
@@ -89,65 +83,37 @@ class Lifecycle:
             if is_gone:
                 self.index.forget(name)
 
-    def replica_ready(self, event: Event) -> None:
-        """Take notice that a replica takes batches."""
-        self._supervisor.ready(event.replica)
-        waiting = self._waiting.get(event.key)
-        if waiting and not waiting.ready.done():
-            waiting.ready.set_result(None)
-
-    def replica_lost(self, event: Event) -> None:
-        """Take notice that a replica's link is closed; a model never ready is given up."""
-        self._supervisor.lost(event.replica, event.detail)
-        waiting = self._waiting.get(event.key)
-        if waiting is None or waiting.ready.done():
-            return
-        waiting.deaths += 1
-        if waiting.deaths >= _MOST_EARLY_DEATHS:
-            message = f"its process died {waiting.deaths} times before it was ready"
-            waiting.ready.set_exception(ModelLoadError(message, hint="see the log for the reason"))
-
     async def removed(self, key: int) -> None:
         """Let go of a removed version's actors and files."""
         await self._supervisor.unload(key)
-        folder = self._folders.pop(key, None)
-        if folder not in self._folders.values():
-            remove_folder(folder)
+        if source := self._sources.pop(key, None):
+            self._let_go(source)
 
-    async def _read(
-        self, name: str, parameters: Mapping[str, Any] | None
-    ) -> tuple[ModelSource, Path | None]:
-        try:
-            if parameters and is_override(parameters):
-                return await asyncio.to_thread(read_override, self._repository, name, parameters)
-            return await asyncio.to_thread(self._repository.find, name), None
-        except ModelNotFoundError:
-            raise
-        except LraiError as error:
-            self._fail(name, None, error)
-            raise
+    def name_of(self, key: int) -> str:
+        """Return the name of the model that the data plane calls `key`; empty if it has gone."""
+        return self._sources[key].name if key in self._sources else ""
+
+    def _let_go(self, source: ModelSource) -> None:
+        """Remove a model's private files unless they are served."""
+        if all(source.folder != other.folder for other in self._sources.values()):
+            remove_folder(source.folder)
 
     async def _load_version(
-        self, source: ModelSource, version: VersionSource, folder: Path | None, is_retrying: bool
+        self, source: ModelSource, version: VersionSource, is_retrying: bool
     ) -> None:
-        name = source.name
-        entry = self.index.entry(name, version.version)
+        name, number = source.name, version.version
+        entry = self.index.entry(name, number)
         if version.fingerprint == entry.fingerprint:
             return
         if version.fingerprint == entry.refused and not is_retrying:
             return
         if entry.key is None:
-            self.index.set(name, version.version, Entry("LOADING"))
+            self.index.set(name, number, Entry("LOADING"))
         started = time.monotonic()
-        try:
-            async with self._slots:
-                key, served = await self._bring_up(source, version)
-        except LraiError as error:
-            self._fail(name, version, error)
-            raise
-        if folder is not None:
-            self._folders[key] = folder
-        self.index.set(name, version.version, Entry("READY", "", key, version.fingerprint))
+        async with self._slots:
+            key, served = await self._bring_up(source, version)
+        self._sources[key] = source
+        self.index.set(name, number, Entry("READY", "", key, version.fingerprint))
         self._tell(served, time.monotonic() - started)
 
     async def _bring_up(
@@ -157,26 +123,24 @@ class Lifecycle:
         actor = await self._supervisor.load(self._actor_spec(source, version))
         try:
             served = resolve(source, version.version, actor.signature, self._cpus)
-            key = self._gateway.add_model(model_spec(served, model_config(served)))
+            key = self._gateway.add_model(served, model_config(served))
         except LraiError:
-            await self._supervisor.discard(actor)
+            await actor.leave()
             raise
-        waiting = self._waiting[key] = _Waiting(asyncio.get_running_loop().create_future())
+        model, knobs = served.model, served.knobs
         try:
-            knobs = served.knobs
             tau_us, slack_us = round(knobs.tau_s * 1e6), round(knobs.slack_s * 1e6)
             self._gateway.set_knobs(key, knobs.k, tau_us, slack_us, knobs.work_conserving)
-            self._supervisor.adopt(actor, key, served.model.replicas)
-            await asyncio.wait_for(waiting.ready, served.model.load_timeout_s)
+            async with asyncio.timeout(model.load_timeout_s):
+                await self._supervisor.adopt(actor, key, model.replicas)
             self._gateway.publish(key)
-        except BaseException as error:
+        except TimeoutError as error:
             self._gateway.remove_model(key)
-            if isinstance(error, TimeoutError):
-                message = f"it was not ready within {served.model.load_timeout_s:g} s"
-                raise ModelLoadError(message, hint="raise load_timeout") from error
+            message = f"it was not ready within {model.load_timeout_s:g} s"
+            raise ModelLoadError(message, hint="raise load_timeout") from error
+        except BaseException:
+            self._gateway.remove_model(key)
             raise
-        finally:
-            del self._waiting[key]
         return key, served
 
     def _actor_spec(self, source: ModelSource, version: VersionSource) -> ActorSpec:
@@ -185,10 +149,7 @@ class Lifecycle:
             name=source.name,
             version=version.version,
             backend=source.backend,
-            path=str(version.path),
-            threads=model.threads,
-            provider=model.provider,
-            options=source.options,
+            model=BackendSpec(str(version.path), model.threads, model.provider, source.options),
             memory_limit_bytes=model.memory_limit_bytes or self._memory_bytes,
             execution_timeout_s=model.execution_timeout_s,
             load_timeout_s=model.load_timeout_s,
@@ -199,12 +160,11 @@ class Lifecycle:
         self.index.set(name, version, Entry("UNAVAILABLE", "unloaded"))
         _log.info("model_unloaded", f"model '{name}' version {version} is unloaded")
 
-    def _fail(self, name: str, version: VersionSource | None, error: LraiError) -> None:
+    def _fail(self, name: str, version: str, fingerprint: Fingerprint, error: LraiError) -> None:
         """Show the reason in the index; the log says each reason once."""
-        number, mark = (version.version, version.fingerprint) if version else ("", ())
-        if self.index.fail(name, number, mark, error):
-            which = f"model '{name}'" + (f" version {number}" if number else "")
-            is_served = self.index.entry(name, number).key is not None
+        if self.index.fail(name, version, fingerprint, error):
+            which = f"model '{name}'" + (f" version {version}" if version else "")
+            is_served = self.index.entry(name, version).key is not None
             what = "is not changed" if is_served else "is not served"
             _log.error("model_failed", f"{which} {what}: {error}")
 

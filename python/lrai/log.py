@@ -28,10 +28,6 @@ class Log:
         """Write under the name `lrai.<room>`."""
         self._logger = logging.getLogger(f"lrai.{room}")
 
-    def debug(self, event: str, message: str, **fields: object) -> None:
-        """Say something that only a developer wants to know."""
-        self.write(logging.DEBUG, event, message, fields)
-
     def info(self, event: str, message: str, **fields: object) -> None:
         """Say that something happened as intended."""
         self.write(logging.INFO, event, message, fields)

@@ -7,25 +7,28 @@ that it never holds what only the command line needs.
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, Final
 
 from lrai.actors.supervisor import Supervisor
 from lrai.config import Settings
 from lrai.errors import LraiError, ModelNotFoundError
 from lrai.gateway.faces.model_control import ModelControl
-from lrai.gateway.native import VERSION, Gateway, open_gateway, parse_model_config
-from lrai.gateway.oip import gateway_config
+from lrai.gateway.native import Gateway, open_gateway, parse_model_config
 from lrai.lifecycle import Lifecycle
 from lrai.log import LEVELS, get_log, start_log
 from lrai.registry.repository import Repository
 
 SETTINGS_VARIABLE: Final = "LRAI_SERVE_SETTINGS"
 _TICK_S: Final = 0.1
+_IDLE_TICK_S: Final = 0.25
 _DRAIN_STEP_S: Final = 0.02
 _log = get_log("server")
 
@@ -33,26 +36,26 @@ _log = get_log("server")
 class Server:
     """One serving process; `run` ends after `stop` or a signal."""
 
-    def __init__(self, settings: Settings, gateway: Gateway, supervisor: Supervisor) -> None:
-        """Wire the rooms; nothing runs yet."""
+    def __init__(
+        self, settings: Settings, gateway: Gateway, supervisor: Supervisor, folder: Path
+    ) -> None:
+        """Wire the rooms; nothing runs yet. Models that clients send lie in `folder`."""
         self._settings = settings
         self._gateway = gateway
         self._supervisor = supervisor
         self._repository = Repository(settings, parse_model_config)
         self._lifecycle = Lifecycle(settings, self._repository, gateway, supervisor)
-        self._control = ModelControl(self._lifecycle, self._repository, gateway)
+        self._control = ModelControl(self._lifecycle, self._repository, gateway, folder)
         self._stopping = asyncio.Event()
         self._exit_code = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._started_s = time.monotonic()
-        self.addresses: dict[str, str] = {}
-        """Where each face listens, once it does."""
 
     async def run(self) -> int:
         """Serve until told to stop; return the exit code."""
         loop = asyncio.get_running_loop()
-        self.addresses = self._gateway.start()
-        self._greet()
+        _log.info("listening", "listening", **self._gateway.start())
+        self._warn()
         loop.add_reader(self._gateway.event_fd, self._take_events)
         await self._supervisor.start()
         try:
@@ -76,8 +79,7 @@ class Server:
         self._gateway.set_ready(False)
         self._stopping.set()
 
-    def _greet(self) -> None:
-        _log.info("listening", "listening", **self.addresses)
+    def _warn(self) -> None:
         host = self._settings.gateway.host
         if not host.startswith(("127.", "unix:")) and host not in ("localhost", "::1", "[::1]"):
             message = f"everybody who reaches {host} can use the models: there is no authentication"
@@ -113,30 +115,34 @@ class Server:
             self._spawn(self._control.follow_disk(wanted.poll_secs))
 
     async def _tick(self) -> None:
-        """Let the supervisor look at the data plane's numbers, ten times a second."""
+        """Let the supervisor look at the data plane's numbers, more often while batches run."""
         while True:
-            await asyncio.sleep(_TICK_S)
+            windows = self._gateway.observe()
             try:
-                self._supervisor.check(self._gateway.observe())
+                self._supervisor.check(windows)
             except Exception as error:  # noqa: BLE001, watching must go on
                 _log.error("check_failed", repr(error))
+            is_busy = any(window.inflight_age_ms for window in windows)
+            await asyncio.sleep(_TICK_S if is_busy else _IDLE_TICK_S)
 
     def _take_events(self) -> None:
         for event in self._gateway.events():
             match event.event:
                 case "replica_ready":
-                    self._lifecycle.replica_ready(event)
+                    self._supervisor.ready(event.replica)
                 case "replica_lost":
-                    self._lifecycle.replica_lost(event)
+                    self._supervisor.lost(event.replica, event.detail)
                 case "command":
                     self._spawn(self._control.obey(event))
                 case "removed":
                     self._spawn(self._lifecycle.removed(event.key))
                 case "poison":
+                    model = self._lifecycle.name_of(event.key)
                     message = (
-                        f"a request ended an actor ({event.reason}) and is refused for ten minutes"
+                        f"a request ended an actor of model '{model}' ({event.reason})"
+                        " and is refused for ten minutes"
                     )
-                    _log.warning("poison", message, digest=event.digest)
+                    _log.warning("poison", message, model=model, digest=event.digest)
                 case kind:
                     _log.write(LEVELS[event.level], kind, event.message, {})
 
@@ -172,10 +178,11 @@ def _notify(state: str) -> None:
             link.sendto(state.encode(), address)
 
 
-def _obey_signals(server: Server) -> None:
+def _obey_signals(server: Server, folder: str) -> None:
     """The first SIGTERM or SIGINT drains, the second ends at once."""
 
     def end_now(number: int, _frame: object) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
         os._exit(128 + number)
 
     def drain(number: int) -> None:
@@ -191,10 +198,11 @@ def _obey_signals(server: Server) -> None:
 
 async def serve(settings: Settings) -> int:
     """Serve in this process until a signal comes; return the exit code."""
-    gateway = open_gateway(gateway_config(settings, VERSION))
-    server = Server(settings, gateway, Supervisor(gateway))
-    _obey_signals(server)
-    return await server.run()
+    with tempfile.TemporaryDirectory(prefix="lrai-", ignore_cleanup_errors=True) as folder:
+        gateway = open_gateway(settings)
+        server = Server(settings, gateway, Supervisor(gateway, Path(folder)), Path(folder))
+        _obey_signals(server, folder)
+        return await server.run()
 
 
 def main() -> int:

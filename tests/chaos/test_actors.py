@@ -146,27 +146,32 @@ def predict(inputs):
         assert client_of(server, "mlp").infer([ROW])[0] == 200
 
 
+@pytest.mark.parametrize(
+    "stall_s", [3.0, pytest.param(10.0, marks=[pytest.mark.slow, pytest.mark.timeout(90)])]
+)
 def test_a_stalled_control_plane_leaves_the_data_plane_answering(
-    repository: Path, client_of: Any, traffic_of: Any, tmp_path: Path
+    repository: Path, client_of: Any, traffic_of: Any, tmp_path: Path, stall_s: float
 ) -> None:
-    """The asyncio loop is blocked for three seconds under load."""
+    """The asyncio loop is blocked under load, and nobody is blamed for it afterwards."""
     stall = repository.parent / "sitecustomize.py"
-    stall.write_text("""
+    stall.write_text(f"""
 import signal, time
 def stall(*_):
-    time.sleep(3)
+    time.sleep({stall_s})
 signal.signal(signal.SIGUSR2, stall)
 """)
     env = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = f"{stall.parent}:{env}"
     try:
         with start_server(repository) as server, traffic_of(server, "mlp", ROW) as stream:
+            actors = server.actors()
             server.process.send_signal(signal.SIGUSR2)
             start, done = time.monotonic(), stream.answered
-            while time.monotonic() - start < 2.5:
+            while time.monotonic() - start < stall_s + 2.0:
                 time.sleep(0.5)
                 assert stream.answered > done
                 done = stream.answered
+            assert server.actors() == actors
         assert stream.failures == []
         assert max(stream.latencies_s) < 1.0
     finally:

@@ -295,6 +295,15 @@ def test_a_classifier_answers_labels_and_probabilities(client, classical, name):
     np.testing.assert_allclose(probabilities, model.predict_proba(rows[:50]), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [("numbers", ["0", "1", "2"]), ("names", ["setosa", "versicolor", "virginica"])],
+)
+def test_a_classifier_has_its_labels_in_its_configuration(client, name, labels):
+    parameters = client.get_model_config(f"sk_{name}")["parameters"]
+    assert json.loads(parameters["labels.output_probability"]["string_value"]) == labels
+
+
 def test_a_classifier_tells_its_labels(client):
     metadata = client.get_model_metadata("sk_names")
     shapes = {one["name"]: (one["datatype"], one["shape"]) for one in metadata["outputs"]}

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,21 @@ def test_second_signal_ends_at_once(tmp_path, write_model, http):
             assert server.process.wait(5) == 128 + signal.SIGINT
 
 
+@pytest.mark.parametrize("signals", [1, 2], ids=["drained", "ended at once"])
+def test_run_folder_goes_with_the_server(tmp_path, write_model, http, monkeypatch, signals):
+    (tmp_path / "temp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temp"))
+    with start_server(write_model(tmp_path / "slow"), "--drain-timeout=200ms") as server:
+        assert len(list((tmp_path / "temp").iterdir())) == 1
+        connection, _ = open_request(server, http)
+        with connection:
+            for _ in range(signals):
+                server.process.send_signal(signal.SIGTERM)
+                server.wait_for("draining")
+            server.process.wait(20)
+    assert list((tmp_path / "temp").iterdir()) == []
+
+
 def test_systemd_hears_when_the_server_is_ready_and_when_it_stops(mlp, tmp_path, monkeypatch):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))
@@ -205,8 +221,10 @@ def title(pid):
 def children(pid):
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            stat = (entry / "stat").read_text().rpartition(")")[2].split()
-            if int(stat[1]) == pid:
-                found.append(int(entry.name))
+        # Processes of others come and go meanwhile.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if entry.name.isdigit():
+                stat = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(stat[1]) == pid:
+                    found.append(int(entry.name))
     return found

@@ -117,15 +117,20 @@ class FakeActor:
         self.behaviour = Path(path).read_text()
         if self.behaviour == "broken":
             raise ModelLoadError("the file is broken", hint="export it again")
+        self.has_left = False
+
+    async def leave(self) -> None:
+        self.has_left = True
 
 
 class FakeSupervisor:
-    """Loads every file but a broken one; a dying model never gets ready, a silent one neither."""
+    """Loads every file but a broken one; a silent model is ready when the test says so."""
 
     def __init__(self, native: FakeNative) -> None:
         self._native = native
         self.specs: list[Any] = []
-        self.discarded = 0
+        self.actors: list[FakeActor] = []
+        self.released: set[int] = set()
         self.unloaded: list[int] = []
         self.lost_replicas: list[tuple[int, str]] = []
         self.ready_replicas: list[int] = []
@@ -140,17 +145,14 @@ class FakeSupervisor:
     async def load(self, spec: Any) -> FakeActor:
         self.specs.append(spec)
         await asyncio.sleep(0)
-        return FakeActor(spec.path)
+        self.actors.append(FakeActor(spec.model.path))
+        return self.actors[-1]
 
-    async def discard(self, _actor: FakeActor) -> None:
-        self.discarded += 1
-
-    def adopt(self, actor: FakeActor, key: int, _replicas: int) -> None:
+    async def adopt(self, actor: FakeActor, key: int, _replicas: int) -> None:
         if actor.behaviour == "dying":
-            for _ in range(3):
-                self._native.push("replica_lost", key=key, replica=key, detail="")
-        elif actor.behaviour != "silent":
-            self._native.push("replica_ready", key=key, replica=key)
+            raise ModelLoadError("its process died 3 times before it was ready")
+        while actor.behaviour == "silent" and key not in self.released:
+            await asyncio.sleep(0.001)
 
     def ready(self, replica: int) -> None:
         self.ready_replicas.append(replica)
@@ -192,13 +194,8 @@ class World:
         lifecycle = Lifecycle(settings, repository, self.gateway, self.supervisor)  # type: ignore[arg-type]
 
         def take() -> None:
-            for event in self.gateway.events():
-                if event.event == "replica_ready":
-                    lifecycle.replica_ready(event)
-                elif event.event == "replica_lost":
-                    lifecycle.replica_lost(event)
-                else:
-                    tasks.append(asyncio.ensure_future(lifecycle.removed(event.key)))
+            events = self.gateway.events()
+            tasks.extend(asyncio.ensure_future(lifecycle.removed(event.key)) for event in events)
 
         tasks: list[asyncio.Future[None]] = []
         asyncio.get_running_loop().add_reader(self.native.event_fd, take)

@@ -1,12 +1,15 @@
 import asyncio
 import base64
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lrai.errors import ModelLoadError, ModelNotFoundError, RepositoryError
+from lrai.registry.override import read_override
+from lrai.registry.repository import Repository
 
 
 async def test_loaded_model_is_routed_and_stands_in_the_index(world: Any) -> None:
@@ -22,8 +25,12 @@ async def test_actor_gets_the_settings_of_its_model(world: Any) -> None:
     world.write("mlp/lrai.toml", '[model]\nthreads = 3\nmemory_limit = "1GiB"\n[options]\na = 1\n')
     await world.lifecycle(execution_timeout="5s", k="8", tau="1ms").load("mlp")
     (spec,) = world.supervisor.specs
-    assert (spec.threads, spec.memory_limit_bytes, spec.execution_timeout_s) == (3, 1 << 30, 5.0)
-    assert spec.options == {"a": "1"}
+    assert (spec.model.threads, spec.memory_limit_bytes, spec.execution_timeout_s) == (
+        3,
+        1 << 30,
+        5.0,
+    )
+    assert spec.model.options == {"a": "1"}
     assert world.native.knobs == {1: (8, 1000, 1000, True)}
 
 
@@ -40,10 +47,9 @@ async def test_model_is_not_routed_before_it_is_ready(world: Any) -> None:
     await world.until(lambda: world.native.specs)
     assert world.native.routes == {}
     assert world.native.states() == {"mlp/1": "LOADING"}
-    world.native.push("replica_ready", key=1, replica=7)
+    world.supervisor.released = {1}
     await loading
     assert world.native.routes == {("mlp", "1"): 1}
-    assert world.supervisor.ready_replicas == [7]
 
 
 async def test_bad_model_stands_in_the_index_with_its_reason(world: Any) -> None:
@@ -86,7 +92,7 @@ async def test_configuration_that_contradicts_the_model_ends_its_actor(world: An
     world.write("mlp/config.pbtxt", '{"input": [{"name": "z", "dims": [4]}]}')
     with pytest.raises(RepositoryError, match="has the input z"):
         await world.lifecycle().load("mlp")
-    assert world.supervisor.discarded == 1
+    assert world.supervisor.actors[0].has_left
 
 
 async def test_loading_again_changes_nothing_if_nothing_has_changed(world: Any) -> None:
@@ -156,7 +162,7 @@ async def test_unknown_model_cannot_be_unloaded(world: Any) -> None:
         await world.lifecycle().unload("absent")
 
 
-async def test_model_that_dies_three_times_before_it_is_ready_is_given_up(world: Any) -> None:
+async def test_model_that_is_given_up_is_undone(world: Any) -> None:
     world.write("mlp.onnx", "dying")
     with pytest.raises(ModelLoadError, match="died 3 times before it was ready"):
         await world.lifecycle().load("mlp")
@@ -172,14 +178,6 @@ async def test_model_that_is_never_ready_is_given_up(world: Any) -> None:
     assert world.native.calls == ["remove 1"]
 
 
-async def test_lost_replica_reaches_the_supervisor_with_its_offence(world: Any) -> None:
-    world.write("mlp.onnx")
-    await world.lifecycle().load("mlp")
-    world.native.push("replica_lost", key=1, replica=1, detail="lied about a length")
-    await world.until(lambda: world.supervisor.lost_replicas)
-    assert world.supervisor.lost_replicas == [(1, "lied about a length")]
-
-
 async def test_known_models_stand_in_the_index_by_name_alone(world: Any) -> None:
     world.lifecycle().index.know(["b", "a"])
     assert world.native.index == [
@@ -193,33 +191,38 @@ async def test_no_more_models_are_loaded_at_once_than_allowed(world: Any) -> Non
     lifecycle = world.lifecycle(parallel_loads="2")
     loads = [asyncio.ensure_future(lifecycle.load(name)) for name in ("a", "b", "c")]
     await world.until(lambda: len(world.native.specs) == 2)
-    world.native.push("replica_ready", key=1, replica=1)
+    world.supervisor.released = {1}
     await world.until(lambda: len(world.native.specs) == 3)
-    for key in (2, 3):
-        world.native.push("replica_ready", key=key, replica=key)
+    world.supervisor.released = {1, 2, 3}
     await asyncio.gather(*loads)
 
 
-async def test_files_of_a_command_live_as_long_as_their_model(
-    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "temp").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temp"))
+def sent(world: Any, content: bytes, folder: Path) -> Any:
+    """Read a model from the files of a load command."""
+    folder.mkdir()
+    file = base64.b64encode(content).decode()
+    parameters = {"config": "{}", "file:1/model.onnx": file}
+    repository = Repository(world.settings(), parse_config=str)
+    return partial(read_override, repository, "new", parameters, folder)
+
+
+async def test_files_of_a_command_live_as_long_as_their_model(world: Any, tmp_path: Path) -> None:
     lifecycle = world.lifecycle()
-    file = base64.b64encode(b"good").decode()
-    await lifecycle.load("new", {"config": "{}", "file:1/model.onnx": file})
+    await lifecycle.load("new", sent(world, b"good", tmp_path / "run"))
     assert world.native.states() == {"new/1": "READY"}
-    (folder,) = (tmp_path / "temp").iterdir()
+    (folder,) = (tmp_path / "run").iterdir()
     await lifecycle.unload("new")
     await world.until(lambda: not folder.exists())
 
 
-async def test_files_of_a_failed_command_are_removed(
-    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "temp").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temp"))
-    file = base64.b64encode(b"broken").decode()
+async def test_files_of_a_failed_command_are_removed(world: Any, tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError):
-        await world.lifecycle().load("new", {"config": "{}", "file:1/model.onnx": file})
-    assert list((tmp_path / "temp").iterdir()) == []
+        await world.lifecycle().load("new", sent(world, b"broken", tmp_path / "run"))
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+async def test_served_model_is_known_by_its_key(world: Any) -> None:
+    world.write("mlp.onnx")
+    lifecycle = world.lifecycle()
+    await lifecycle.load("mlp")
+    assert (lifecycle.name_of(1), lifecycle.name_of(2)) == ("mlp", "")

@@ -13,7 +13,7 @@ HEAVY = ("numpy", "onnx", "onnxruntime", "pydantic", "rich", "typer")
 
 
 def make_server(world: Any, path: Path | None = None, **flags: str) -> Server:
-    return Server(world.settings(path, **flags), world.gateway, world.supervisor)
+    return Server(world.settings(path, **flags), world.gateway, world.supervisor, world.root)
 
 
 async def started(world: Any, **flags: str) -> tuple[Server, "asyncio.Task[int]"]:
@@ -153,7 +153,7 @@ def test_server_started_by_itself_says_how_to_start_it() -> None:
     )
 
 
-async def test_supervisor_looks_ten_times_a_second(world: Any) -> None:
+async def test_supervisor_looks_again_and_again(world: Any) -> None:
     server, running = await started(world)
     await world.until(lambda: world.supervisor.checks >= 2)
     server.stop()
@@ -215,3 +215,26 @@ async def test_defect_in_a_command_is_answered(world: Any, monkeypatch: pytest.M
     assert world.native.answers[1][0] == "internal"
     server.stop()
     assert await running == 0
+
+
+async def test_news_of_replicas_reach_the_supervisor(world: Any) -> None:
+    server, running = await started(world)
+    world.native.push("replica_ready", key=1, replica=7)
+    world.native.push("replica_lost", key=1, replica=8, detail="lied about a length")
+    await world.until(lambda: world.supervisor.lost_replicas)
+    assert world.supervisor.ready_replicas == [7]
+    assert world.supervisor.lost_replicas == [(8, "lied about a length")]
+    server.stop()
+    await running
+
+
+async def test_poisoned_request_is_told_with_its_model(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.write("mlp.onnx")
+    server, running = await started(world)
+    world.native.push("poison", key=1, digest="00ff", reason="signal")
+    sentence = "a request ended an actor of model 'mlp' (signal) and is refused for ten minutes"
+    await world.until(lambda: sentence in caplog.messages)
+    server.stop()
+    await running

@@ -4,18 +4,23 @@ import asyncio
 import math
 import os
 import signal
+import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
-from lrai.actors.limits import ActorCgroup
+from lrai.actors.limits import close_cgroup, private_bytes, waiting_s
 from lrai.actors.messages import EXIT_LEFT, EXIT_MEMORY, ActorMessage, ActorSpec
 from lrai.actors.spawn import describe_end
+from lrai.actors.watch import SILENCE_S, hang_limit_s
 from lrai.core.model import Signature
-from lrai.core.ports import Fault
+from lrai.core.plain import from_plain
+from lrai.core.ports import Fault, Window
 from lrai.errors import ModelLoadError
 
+_LEAVE_S: Final = 2.0
 # What a process dies of when its own code is at fault; SIGKILL and SIGTERM come from outside.
 _FAULT_SIGNALS: Final = frozenset(
     {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS}
@@ -39,51 +44,62 @@ class End:
         return "`lrai doctor` tries the engine of this machine; the lines above may tell more"
 
 
+def _future() -> asyncio.Future[Any]:
+    return asyncio.get_running_loop().create_future()
+
+
 @dataclass(eq=False)
 class Actor:
-    """A process that loads or has loaded one model. Changed by the supervisor only."""
+    """A process that loads or has loaded one model."""
 
     id: str
     spec: ActorSpec
     number: int
-    link_fd: int
-    """The gateway's end of the link until the data plane takes it; then -1."""
-    loaded: asyncio.Future[Signature]
-    gone: asyncio.Future[End]
+    link: socket.socket
+    """The gateway's end of the link, until the data plane takes it."""
+    loaded: asyncio.Future[Signature] = field(default_factory=_future)
+    lost: asyncio.Future[str] = field(default_factory=_future)
+    """What it did against the rules when the data plane lost the link; empty = it was closed."""
+    gone: asyncio.Future[End] = field(default_factory=_future)
     pid: int = 0
-    cgroup: ActorCgroup | None = None
-    lineage: "Lineage | None" = None
-    replica: int | None = None
-    loss: str | None = None
-    """What the data plane said when it lost the link; empty = it was closed."""
+    cgroup: Path | None = None
+    key: int = 0
+    """The model in the data plane, once it serves one."""
+    succeeds_s: float | None = None
+    """When its predecessor died."""
     heard_s: float = field(default_factory=time.monotonic)
-    batch_age_s: float = math.inf
-    """Age of the batch in flight, when last looked at."""
-    waited_s: float = 0.0
-    """How long it had waited for a processor when that batch was first seen."""
-    baseline_bytes: int = 0
+    has_answered: bool = False
     is_leaving: bool = False
-    verdict: End | None = None
-    """Why the supervisor killed it, if it did."""
+    _baseline_bytes: int = 0
+    _weighed_s: float = 0.0
+    _batch_age_s: float = math.inf
+    _waited_s: float = 0.0
+    """How long it had waited for a processor when its batch was first seen."""
+    _verdict: End | None = None
 
     def __str__(self) -> str:
         return f"actor {self.spec} #{self.number} (pid {self.pid})"
 
+    @property
+    def signature(self) -> Signature:
+        """What the actor has loaded."""
+        return self.loaded.result()
+
     def hear(self, message: ActorMessage) -> None:
         """Take in what the actor says about itself."""
         self.heard_s = time.monotonic()
+        self.has_answered |= message.kind == "sample"
         if self.loaded.done():
             return
         if message.kind == "loaded":
-            self.baseline_bytes = message.body["baseline_bytes"]
-            self.loaded.set_result(Signature.from_dict(message.body["signature"]))
+            self._baseline_bytes = message.body["baseline_bytes"]
+            self.loaded.set_result(from_plain(Signature, message.body["signature"]))
         elif message.kind == "refused":
             self.loaded.set_exception(ModelLoadError(**message.body))
 
     def kill(self, fault: Fault, words: str) -> None:
         """End the process now and remember why."""
-        if self.verdict is None:
-            self.verdict = End(fault, words)
+        self._verdict = self._verdict or End(fault, words)
         self.signal(signal.SIGKILL)
 
     def signal(self, number: signal.Signals) -> None:
@@ -92,30 +108,33 @@ class Actor:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
-    def take_link(self) -> int:
-        """Give the gateway's end of the link away."""
-        link_fd, self.link_fd = self.link_fd, -1
-        return link_fd
-
-    def close_link(self) -> None:
-        """Close the gateway's end, unless the data plane owns it: the actor then leaves."""
-        if self.link_fd >= 0:
-            os.close(self.take_link())
-
     def dismiss(self) -> None:
-        """Let it leave; its end is then no news."""
+        """End it at once; its end is then no news."""
         self.is_leaving = True
-        self.close_link()
+        self.signal(signal.SIGKILL)
 
-    @property
-    def signature(self) -> Signature:
-        """What the actor has loaded."""
-        return self.loaded.result()
+    async def leave(self) -> None:
+        """Let it leave by closing its link, and end it if it does not."""
+        self.is_leaving = True
+        self.link.close()
+        await asyncio.wait([self.gone], timeout=_LEAVE_S)
+        self.dismiss()
+        await asyncio.shield(self.gone)
 
-    def ended(self, status: int) -> None:
+    def lose(self, detail: str) -> None:
+        """Take notice that the data plane has lost the link."""
+        if not self.lost.done():
+            self.lost.set_result(detail)
+        if detail:
+            self.kill("signal", f"was ended for this: {detail}")
+        else:
+            # Nearly always it is dying already, and this changes nothing.
+            self.signal(signal.SIGKILL)
+
+    def end(self, status: int) -> None:
         """Take notice of the process's end."""
-        is_oom = self.cgroup.close() if self.cgroup else False
-        self.close_link()
+        is_oom = self.cgroup is not None and close_cgroup(self.cgroup)
+        self.link.close()
         end = self._explain(status, is_oom)
         self.gone.set_result(end)
         if self.is_leaving:
@@ -128,32 +147,40 @@ class Actor:
     def _explain(self, status: int, is_oom: bool) -> End:
         words = describe_end(status)
         if os.WIFSIGNALED(status):
-            number = os.WTERMSIG(status)
-            if number in _FAULT_SIGNALS:
+            if os.WTERMSIG(status) in _FAULT_SIGNALS:
                 return End("signal", words)
             if is_oom:
                 return End("memory", f"was ended by the kernel at its memory limit ({words})")
-            return self.verdict or End("", words)
+            return self._verdict or End("", words)
         code = os.waitstatus_to_exitcode(status)
         if code == EXIT_MEMORY:
             limit_mib = self.spec.memory_limit_bytes >> 20
             return End("memory", f"met its memory limit of {limit_mib} MiB")
-        if code == EXIT_LEFT and self.is_leaving:
-            return End("", words)
-        return End("signal", words)
+        return End("" if code == EXIT_LEFT and self.is_leaving else "signal", words)
 
+    def check_batch(self, age_s: float, window: Window) -> None:
+        """End it if it has run its batch for too long."""
+        self.heard_s = time.monotonic()
+        limit_s = hang_limit_s(
+            self.spec.execution_timeout_s, window.compute_bounds_us, window.compute_counts
+        )
+        waited_s = waiting_s(self.pid)
+        if age_s < self._batch_age_s:
+            self._waited_s = waited_s
+        self._batch_age_s = age_s
+        # On a machine that is too busy an actor waits for its turn, which is not its fault.
+        ran_s = age_s - (waited_s - self._waited_s)
+        if ran_s > limit_s:
+            self.kill("hang", f"ran one batch for {ran_s:.1f} s, the limit is {limit_s:.1f} s")
 
-@dataclass(eq=False)
-class Lineage:
-    """One replica's place in a model: an actor, and after its death the next."""
-
-    key: int
-    """The model in the data plane."""
-    spec: ActorSpec
-    number: int
-    signature: Signature
-    early_deaths: int = 0
-    """Deaths and failed loads since the last good answer."""
-    died_s: float | None = None
-    actor: Actor | None = None
-    successor: asyncio.Task[None] | None = None
+    def check_itself(self) -> None:
+        """End it if it is silent or too large."""
+        now_s, limit = time.monotonic(), self.spec.memory_limit_bytes
+        # One that has said and done nothing since the last look is no larger than then.
+        if limit and self.heard_s >= self._weighed_s:
+            self._weighed_s = now_s
+            used = private_bytes(self.pid) - self._baseline_bytes
+            if used > limit:
+                self.kill("memory", f"uses {used >> 20} MiB, its memory limit is {limit >> 20} MiB")
+        if now_s - self.heard_s > SILENCE_S:
+            self.kill("hang", f"gave no sign of life for {SILENCE_S:g} s")

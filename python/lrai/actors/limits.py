@@ -95,46 +95,39 @@ def _read_proc(path: str) -> bytes:
         os.close(descriptor)
 
 
-class ActorCgroup:
-    """A cgroup of one actor, where systemd has delegated a tree to the server; else nothing."""
+def open_cgroup(actor: str, pid: int, limit_bytes: int, root: Path = _CGROUPS) -> Path | None:
+    """Put an actor under a limit of its own where systemd has delegated a tree to the server.
 
-    def __init__(self, actor: str, pid: int, limit_bytes: int, root: Path = _CGROUPS) -> None:
-        """Put `pid` under the limit, if this process may."""
-        self._folder: Path | None = None
-        base = _delegated(root)
-        if base is None or not limit_bytes:
-            return
-        folder = base / f"lrai-{actor}"
-        with suppress(OSError):
-            (base / "cgroup.subtree_control").write_text("+memory")
-            folder.mkdir()
-            self._folder = folder
-            (folder / "memory.max").write_text(str(limit_bytes))
-            (folder / "memory.oom.group").write_text("1")
-            (folder / "cgroup.procs").write_text(str(pid))
+    Returns the folder for `close_cgroup`; None if there is no such tree.
+    """
+    base = _delegated(root)
+    if base is None or not limit_bytes:
+        return None
+    folder = base / f"lrai-{actor}"
+    with suppress(OSError):
+        (base / "cgroup.subtree_control").write_text("+memory")
+        folder.mkdir()
+        (folder / "memory.max").write_text(str(limit_bytes))
+        (folder / "memory.oom.group").write_text("1")
+        (folder / "cgroup.procs").write_text(str(pid))
+    return folder
 
-    def close(self) -> bool:
-        """Remove the cgroup of an ended actor; return whether the kernel had to kill in it."""
-        if self._folder is None:
-            return False
-        killed = 0
-        with suppress(OSError):
-            killed = _oom_kills(self._folder / "memory.events")
-            self._folder.rmdir()
-        return killed > 0
+
+def close_cgroup(folder: Path) -> bool:
+    """Remove the cgroup of an ended actor; return whether the kernel had to kill in it."""
+    is_oom = False
+    with suppress(OSError):
+        lines = (folder / "memory.events").read_text().splitlines()
+        is_oom = any(line.startswith("oom_kill ") and line != "oom_kill 0" for line in lines)
+        folder.rmdir()
+    return is_oom
 
 
 def _delegated(root: Path) -> Path | None:
     """Return the tree above this process's cgroup if it is ours to cut up (systemd says so)."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        if line.startswith("0::/"):
-            base = root / line.removeprefix("0::/").strip()
-            with suppress(OSError):
-                if os.getxattr(base.parent, "user.delegate") == b"1":
-                    return base.parent
+    _, is_unified, place = Path("/proc/self/cgroup").read_text().rpartition("0::/")
+    base = (root / place.partition("\n")[0]).parent
+    with suppress(OSError):
+        if is_unified and os.getxattr(base, "user.delegate") == b"1":
+            return base
     return None
-
-
-def _oom_kills(events: Path) -> int:
-    lines = dict(line.split() for line in events.read_text().splitlines())
-    return int(lines.get("oom_kill", 0))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Self
 
 from lrai.backends.base import BackendSpec
+from lrai.core.plain import from_plain
 
 EXIT_LEFT: Final = 0
 EXIT_MEMORY: Final = 77
@@ -19,12 +20,7 @@ class ActorSpec:
     name: str
     version: str
     backend: str
-    path: str
-    """The model's file, or its folder for the `python` backend."""
-    threads: int = 1
-    provider: str = "cpu"
-    options: Mapping[str, str] = field(default_factory=dict)
-    """Parameters of the model's configuration, for the backend."""
+    model: BackendSpec
     memory_limit_bytes: int = 0
     """Memory beyond the bare process; 0 = no limit."""
     execution_timeout_s: float = 30.0
@@ -33,10 +29,6 @@ class ActorSpec:
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
-
-    def backend_spec(self) -> BackendSpec:
-        """Return what the backend needs to know."""
-        return BackendSpec(self.path, self.threads, self.provider, dict(self.options))
 
 
 class Message:
@@ -49,7 +41,7 @@ class Message:
     @classmethod
     def decode(cls, text: bytes) -> Self:
         """Read what `encode` wrote."""
-        return cls(**json.loads(text))
+        return from_plain(cls, json.loads(text))
 
 
 @dataclass(frozen=True)
@@ -66,12 +58,6 @@ class ForkMessage(Message):
     parent_pid: int
     """The server; the actor ends with it."""
 
-    @classmethod
-    def decode(cls, text: bytes) -> Self:
-        """Read what `encode` wrote."""
-        plain = json.loads(text)
-        return cls(**plain | {"spec": ActorSpec(**plain["spec"])})
-
 
 @dataclass(frozen=True)
 class ForkedMessage(Message):
@@ -82,16 +68,16 @@ class ForkedMessage(Message):
     error: str = ""
 
 
-Kind = Literal["loaded", "refused", "answered", "heartbeat", "sample"]
+Kind = Literal["loaded", "refused", "heartbeat", "sample"]
 
 
 @dataclass(frozen=True)
 class ActorMessage(Message):
     """What an actor tells the supervisor over ZeroMQ.
 
-    `loaded` carries the signature, `refused` a sentence and a hint, `answered` comes once after the
-    first good answer, `heartbeat` every second, `sample` at most every second with a summary of
-    the last batch's outputs.
+    `loaded` carries the signature, `refused` a sentence and a hint; `heartbeat` comes every ten
+    seconds, `sample` with the first good answer and then at most every second, with a summary of
+    the batch's outputs.
     """
 
     kind: Kind

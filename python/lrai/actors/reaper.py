@@ -1,61 +1,40 @@
-"""Collects ended children of the server, and tells who waits for them how they ended."""
+"""Collects ended children of the server: those that it waits for, and orphans that it adopted."""
 
 import asyncio
 import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
+from typing import Final
 
-Ended = Callable[[int], None]
-"""Called with the wait status."""
+_ANY_ENDED: Final = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
 class Reaper:
-    """Owns SIGCHLD. Orphans that nobody knows are reaped too: the server adopts all of them."""
+    """Waits for children by their pidfds; nobody else may collect a child of this process."""
 
     def __init__(self) -> None:
-        """Nothing is reaped before `start`."""
-        self._waiting: dict[int, Ended] = {}
-        self._early: dict[int, int] = {}
-        self._expected = 0
+        """Wait for nobody yet."""
+        self._ends: dict[int, asyncio.Future[int]] = {}
 
-    def start(self) -> None:
-        """Reap from now on, on the running loop."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap)
+    def end_of(self, pid: int) -> asyncio.Future[int]:
+        """Return what becomes the wait status of a child; the same for everyone who asks."""
+        if pid not in self._ends:
+            loop = asyncio.get_running_loop()
+            pidfd = os.pidfd_open(pid)
+            self._ends[pid] = loop.create_future()
+            loop.add_reader(pidfd, self._collect, pid, pidfd)
+        return self._ends[pid]
 
-    def stop(self) -> None:
-        """Leave children alone."""
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
-
-    @contextmanager
-    def expecting(self) -> Iterator[None]:
-        """Keep the statuses of unknown processes meanwhile: a child may end before it is known."""
-        self._expected += 1
+    def _collect(self, pid: int, pidfd: int) -> None:
         try:
-            yield
-        finally:
-            self._expected -= 1
-            if not self._expected:
-                self._early.clear()
+            _, status = os.waitpid(pid, 0)
+        except ChildProcessError:
+            return  # Whoever stood between has not gone yet; the loop comes back until it has.
+        asyncio.get_running_loop().remove_reader(pidfd)
+        os.close(pidfd)
+        self._ends.pop(pid).set_result(status)
 
-    def watch(self, pid: int, ended: Ended) -> None:
-        """Call `ended` once, when `pid` has ended; soon, if it already has."""
-        status = self._early.pop(pid, None)
-        if status is None:
-            self._waiting[pid] = ended
-        else:
-            asyncio.get_running_loop().call_soon(ended, status)
-
-    def reap(self) -> None:
-        """Collect everyone who has ended."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if not pid:
-                return
-            if ended := self._waiting.pop(pid, None):
-                asyncio.get_running_loop().call_soon(ended, status)
-            elif self._expected:
-                self._early[pid] = status
+    def sweep(self) -> None:
+        """Collect orphans that nobody waits for: what actors have started and left behind."""
+        with suppress(ChildProcessError):
+            while (ended := os.waitid(os.P_ALL, 0, _ANY_ENDED)) and ended.si_pid not in self._ends:
+                os.waitpid(ended.si_pid, 0)

@@ -1,4 +1,4 @@
-"""The server's end of a template: starts it, asks it for actors, notices when it is gone."""
+"""The server's end of a template: starts it, asks it for actors, replaces it when it is gone."""
 
 import asyncio
 import os
@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Literal
 
 from lrai.actors.messages import ForkedMessage, ForkMessage
 from lrai.actors.reaper import Reaper
@@ -26,10 +26,6 @@ _ENVIRONMENT: Final[Mapping[str, str]] = {
 }
 
 
-class TemplateLostError(Exception):
-    """The template has ended before it answered."""
-
-
 class Spawner:
     """Keeps one template per backend, and replaces it when it dies."""
 
@@ -40,19 +36,22 @@ class Spawner:
 
     async def spawn(self, message: ForkMessage, link: socket.socket) -> int:
         """Return the process of a new actor; raises `ModelLoadError` if there can be none."""
-        backend = message.spec.backend
+        backend, provider = message.spec.backend, message.spec.model.provider
         ending = ""
         for _ in range(_ATTEMPTS):
-            template = self._template(backend, message.spec.provider)
+            if provider == "cpu":
+                template = self._template(backend)
+            else:
+                template = _Template(self._reaper, backend, "become")
             try:
                 async with asyncio.timeout(_PATIENCE_S):
                     answer = await template.ask(message, link)
-            except (TimeoutError, TemplateLostError):
+            except (OSError, EOFError):
                 template.kill()
-                ending = await template.gone
+                ending = describe_end(await asyncio.shield(template.end))
                 continue
             finally:
-                if message.spec.provider != "cpu":
+                if provider != "cpu":
                     template.close()
             if answer.error:
                 raise ModelLoadError(
@@ -65,20 +64,18 @@ class Spawner:
             hint="`lrai doctor` tries the engine of this machine",
         )
 
-    def _template(self, backend: str, provider: str) -> "_Template":
-        if provider != "cpu":
-            return _Template(self._reaper, backend, "become")
+    def _template(self, backend: str) -> "_Template":
         template = self._templates.get(backend)
-        if template is None or template.is_lost:
+        if template is None or template.end.done():
             template = self._templates[backend] = _Template(self._reaper, backend, "fork")
-            template.gone.add_done_callback(lambda _: self._replace(backend))
+            template.end.add_done_callback(lambda _: self._replace(backend))
         return template
 
     def _replace(self, backend: str) -> None:
         """Start the next template at once: no actor's death shall wait for an import."""
         template = self._templates.get(backend)
-        if template and template.is_lost and template.has_forked:
-            self._template(backend, "cpu")
+        if template is not None and template.has_forked:
+            self._template(backend)
 
     @property
     def pids(self) -> dict[str, int]:
@@ -90,21 +87,17 @@ class Spawner:
         templates, self._templates = self._templates, {}
         for template in templates.values():
             template.close()
-        for template in templates.values():
-            await template.gone
+            await template.end
 
 
 class _Template:
-    """One template process."""
+    """One template process; it ends when its control socket is closed."""
 
-    def __init__(self, reaper: Reaper, backend: str, mode: str) -> None:
-        loop = asyncio.get_running_loop()
+    def __init__(self, reaper: Reaper, backend: str, mode: Literal["fork", "become"]) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.setblocking(False)
         self._lock = asyncio.Lock()
-        self._asker = ""
-        self._answer: asyncio.Future[ForkedMessage] | None = None
-        self.is_lost = self.has_forked = False
-        self.gone: asyncio.Future[str] = loop.create_future()
+        self.has_forked = False
         with theirs:
             self.pid = os.posix_spawn(
                 sys.executable,
@@ -117,62 +110,29 @@ class _Template:
                 # A group of its own: Ctrl-C is for the server, which then closes the links.
                 setpgroup=0,
             )
-        self._control.setblocking(False)
-        loop.add_reader(self._control, self._read)
-        reaper.watch(self.pid, self._ended)
+        self.close = self._control.close
+        self.end = reaper.end_of(self.pid)
+        # Who is asking meanwhile finds the end by itself, and closes then.
+        self.end.add_done_callback(lambda _: None if self._lock.locked() else self.close())
 
     async def ask(self, message: ForkMessage, link: socket.socket) -> ForkedMessage:
+        """Ask for an actor; raises OSError or EOFError if the process has gone."""
+        loop = asyncio.get_running_loop()
         async with self._lock:
-            if self.is_lost:
-                raise TemplateLostError
-            self._asker = message.actor
-            self._answer = asyncio.get_running_loop().create_future()
-            try:
-                socket.send_fds(self._control, [message.encode()], [link.fileno()])
-                return await self._answer
-            except OSError as error:
-                self.close()
-                raise TemplateLostError from error
-            finally:
-                self._answer = None
-
-    def _read(self) -> None:
-        try:
-            text = self._control.recv(1 << 16)
-        except BlockingIOError:
-            return
-        except OSError:
-            text = b""
-        if not text:
-            self.close()
-        else:
-            self._take(ForkedMessage.decode(text))
-
-    def _take(self, message: ForkedMessage) -> None:
-        if message.actor == self._asker and self._answer is not None and not self._answer.done():
-            self.has_forked = True
-            self._answer.set_result(message)
-        elif message.pid:
-            # Whoever asked for it has been cancelled.
-            os.kill(message.pid, signal.SIGKILL)
-
-    def close(self) -> None:
-        """Let the process end."""
-        if not self.is_lost:
-            self.is_lost = True
-            asyncio.get_running_loop().remove_reader(self._control)
-            self._control.close()
-            if self._answer is not None and not self._answer.done():
-                self._answer.set_exception(TemplateLostError())
+            socket.send_fds(self._control, [message.encode()], [link.fileno()])
+            while text := await loop.sock_recv(self._control, 1 << 16):
+                answer = ForkedMessage.decode(text)
+                # Another actor's asker has been cancelled: it leaves when it finds its link closed.
+                if answer.actor == message.actor:
+                    self.has_forked = True
+                    return answer
+        raise EOFError
 
     def kill(self) -> None:
         """End a process that does not answer."""
-        if not self.gone.done():
-            os.kill(self.pid, signal.SIGKILL)
-
-    def _ended(self, status: int) -> None:
         self.close()
-        self.gone.set_result(describe_end(status))
+        if not self.end.done():
+            os.kill(self.pid, signal.SIGKILL)
 
 
 def describe_end(status: int) -> str:

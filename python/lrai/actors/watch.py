@@ -5,7 +5,7 @@ from typing import Final
 
 FLOOR_S: Final = 1.0
 """No batch is called a hang before it has run this long."""
-SILENCE_S: Final = 5.0
+SILENCE_S: Final = 30.0
 """An idle actor without a heartbeat for this long is taken for stuck."""
 _TIMES_P99: Final = 20
 _ENOUGH_BATCHES: Final = 100

@@ -9,7 +9,6 @@ import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any, Final, NoReturn
 
 import zmq
@@ -25,13 +24,15 @@ from lrai.actors.messages import (
     ForkMessage,
     Kind,
 )
-from lrai.actors.sample import summarise
 from lrai.backends import find_backend
-from lrai.backends.base import Backend, BatchFaultError, Slabs
+from lrai.backends.base import Backend, BackendSpec, BatchFaultError, Place, Slabs
+from lrai.backends.tensors import view
 from lrai.errors import LraiError, ModelLoadError
+from lrai.monitor.sample import summarise
 
-_HEARTBEAT_S: Final = 1.0
+_HEARTBEAT_S: Final = 10.0
 _SAMPLE_NS: Final = 1_000_000_000
+_NOT_SAMPLED: Final = ("BYTES", "BF16")
 _HEARTBEAT_STACK: Final = 1 << 18
 _ENGINE_STACK: Final = 1 << 23
 _EXIT_FAULT: Final = 1
@@ -60,7 +61,7 @@ def rehearse(backend: str) -> None:
     setproctitle(f"lrai: template {backend}")
     with suppress(ModelLoadError):  # which the actor then says in its own words
         find_backend(backend).rehearse()
-    spec = ActorSpec("", "", backend, "", memory_limit_bytes=1)
+    spec = ActorSpec("", "", backend, BackendSpec(""), memory_limit_bytes=1)
     for _ in range(_REHEARSALS):
         message = ForkMessage.decode(ForkMessage("rehearsal", 0, spec, "ipc://@nobody", 0).encode())
         _Reporter(message).close()
@@ -75,33 +76,31 @@ def _live(message: ForkMessage, link_fd: int) -> int:
     reporter = _Reporter(message)
     baseline_bytes = private_bytes(os.getpid())
     _limit_memory(message.spec)
-    backend = _load(message.spec, reporter)
-    if backend is None:
+    try:
+        backend = _load(message.spec)
+    except LraiError as error:
+        reporter.send("refused", {"message": error.message, "hint": error.hint})
         # The supervisor closes the link when it has heard the reason.
         open_mailbox(link_fd)
         return EXIT_LEFT
-    body = {"signature": backend.signature, "baseline_bytes": baseline_bytes}
-    reporter.send("loaded", body)
+    reporter.send("loaded", {"signature": backend.signature, "baseline_bytes": baseline_bytes})
     # Not threading.Thread, whose machinery would cost every actor 0.2 MB.
     _thread.stack_size(_HEARTBEAT_STACK)
     _thread.start_new_thread(reporter.beat, ())
     _thread.stack_size(0)
-    mailbox = open_mailbox(link_fd)
-    if mailbox is None:
-        return EXIT_LEFT
-    slabs = Slabs(mailbox.input, mailbox.output, mailbox.output_slot_bytes)
-    backend.bind(slabs)
-    mailbox.ready()
-    _serve(mailbox, backend, slabs, reporter)
+    if mailbox := open_mailbox(link_fd):
+        slabs = Slabs(mailbox.input, mailbox.output, mailbox.output_slot_bytes)
+        backend.bind(slabs)
+        mailbox.ready()
+        _serve(mailbox, backend, slabs, reporter)
     return EXIT_LEFT
 
 
 def _settle_in(message: ForkMessage) -> None:
     """Make the fresh fork a process of its own: title, seed, priority."""
-    spec = message.spec
     end_with_parent(message.parent_pid)
     random.seed()
-    setproctitle(f"lrai: {spec} #{message.number}")
+    setproctitle(f"lrai: {message.spec} #{message.number}")
     raise_oom_score()
     faulthandler.enable(all_threads=False)
 
@@ -109,28 +108,19 @@ def _settle_in(message: ForkMessage) -> None:
 def _limit_memory(spec: ActorSpec) -> None:
     """Let allocations beyond the limit fail, so that they cost this process and not the machine."""
     # Devices reserve address space far beyond what they use.
-    if spec.memory_limit_bytes and spec.provider == "cpu":
+    if spec.memory_limit_bytes and spec.model.provider == "cpu":
         # Stacks of the engine's threads count as soon as they are reserved.
-        limit_data(spec.memory_limit_bytes + spec.threads * _ENGINE_STACK)
+        limit_data(spec.memory_limit_bytes + spec.model.threads * _ENGINE_STACK)
 
 
-def _load(spec: ActorSpec, reporter: "_Reporter") -> Backend | None:
-    """Load the model, or report why it cannot be."""
-    started = time.monotonic()
+def _load(spec: ActorSpec) -> Backend:
     try:
-        backend = find_backend(spec.backend)(spec.backend_spec())
-    except LraiError as error:
-        reporter.send("refused", {"message": error.message, "hint": error.hint})
-        return None
-    except MemoryError:
+        return find_backend(spec.backend)(spec.model)
+    except (LraiError, MemoryError):
         raise
-    except Exception as error:  # noqa: BLE001 - a user's load() may raise anything
-        text = str(error).splitlines()[0] if str(error) else ""
-        reporter.send("refused", {"message": f"{type(error).__name__}: {text}", "hint": ""})
-        return None
-    load_ms = round((time.monotonic() - started) * 1000, 1)
-    backend.signature = replace(backend.signature, load_ms=load_ms)
-    return backend
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelLoadError(f"{type(error).__name__}: {reason}") from error
 
 
 def _serve(mailbox: Mailbox, backend: Backend, slabs: Slabs, reporter: "_Reporter") -> None:
@@ -143,16 +133,19 @@ def _serve(mailbox: Mailbox, backend: Backend, slabs: Slabs, reporter: "_Reporte
             mailbox.failed(batch.id, fault.code, str(fault))
             continue
         ended_ns = time.perf_counter_ns()
-        # The slot is the gateway's again after `done`, so the sample is taken before.
-        summary = None
         if ended_ns >= sample_due_ns:
-            summary = summarise(backend.signature, slabs.slot(batch.output_slot), places)
-        mailbox.done(batch.id, ended_ns - started_ns, places)
-        if summary is not None:
-            if not sample_due_ns:
-                reporter.send("answered")
-            reporter.send("sample", summary)
+            # Before `done`: after it the slot is the gateway's again.
+            reporter.send("sample", _sample(backend, slabs.slot(batch.output_slot), places))
             sample_due_ns = ended_ns + _SAMPLE_NS
+        mailbox.done(batch.id, ended_ns - started_ns, places)
+
+
+def _sample(backend: Backend, slot: memoryview, places: list[Place]) -> dict[str, Any]:
+    return summarise(
+        (tensor.name, view(slot, place, tensor.datatype))
+        for tensor, place in zip(backend.signature.outputs, places, strict=True)
+        if tensor.datatype not in _NOT_SAMPLED
+    )
 
 
 class _Reporter:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from lrai.core.model import DATATYPE_BYTES, Signature, TensorInfo
+from lrai.core.model import DATATYPES, Signature, TensorInfo
 from lrai.errors import ModelLoadError
 
 Place = tuple[int, int, tuple[int, ...]]
@@ -60,6 +60,14 @@ class Batch(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class LocalBatch:
+    """A batch of the process's own, where there is no mailbox."""
+
+    inputs: tuple[Place | None, ...]
+    output_slot: int = 0
+
+
 class BatchFaultError(Exception):
     """A batch failed and the actor lives; the message goes to the client."""
 
@@ -73,6 +81,7 @@ class Backend(ABC):
     """A loaded model. The constructor loads it, or raises `ModelLoadError` with a sentence."""
 
     signature: Signature
+    slabs: Slabs
 
     @abstractmethod
     def __init__(self, spec: BackendSpec) -> None:
@@ -86,9 +95,9 @@ class Backend(ABC):
         """
         return
 
-    @abstractmethod
     def bind(self, slabs: Slabs) -> None:
         """Take the memory that batches will lie in; again when it is another."""
+        self.slabs = slabs
 
     @abstractmethod
     def run(self, batch: Batch) -> list[Place]:
@@ -103,22 +112,18 @@ def declared_tensors(tensors: object, where: str) -> tuple[TensorInfo, ...]:
     hint = 'write a list such as [("x", "FP32", [-1, 4])]'
     if not isinstance(tensors, Sequence) or not tensors or isinstance(tensors, str):
         raise ModelLoadError(f"{where} declares no tensors", hint=hint)
-    return tuple(_declared_tensor(tensor, where, hint) for tensor in tensors)
-
-
-def _declared_tensor(tensor: object, where: str, hint: str) -> TensorInfo:
-    match tensor:
-        case [str(name), str(datatype), [*dims]] if all(isinstance(dim, int) for dim in dims):
-            if datatype in DATATYPE_BYTES:
-                return TensorInfo(
-                    name, datatype, tuple(dim for dim in dims if isinstance(dim, int))
-                )
-            known = ", ".join(DATATYPE_BYTES)
-            raise ModelLoadError(
-                f"{where} gives '{name}' the datatype '{datatype}'",
-                hint=f"the datatypes are {known}",
-            )
-    raise ModelLoadError(f"{where} holds {tensor!r}, which declares no tensor", hint=hint)
+    found = []
+    for tensor in tensors:
+        match tensor:
+            case [str(name), str(datatype), [*dims]] if all(isinstance(dim, int) for dim in dims):
+                found.append(TensorInfo(name, datatype, tuple(dims)))
+            case _:
+                message = f"{where} holds {tensor!r}, which declares no tensor"
+                raise ModelLoadError(message, hint=hint)
+        if datatype not in DATATYPES:
+            message = f"{where} gives '{name}' the datatype '{datatype}'"
+            raise ModelLoadError(message, hint=f"the datatypes are {', '.join(DATATYPES)}")
+    return tuple(found)
 
 
 def optional_tensors(options: Mapping[str, str], key: str) -> tuple[TensorInfo, ...]:

@@ -8,11 +8,10 @@ from lrai.backends.base import (
     BackendSpec,
     Batch,
     Place,
-    Slabs,
     has_batch_dimension,
     optional_tensors,
 )
-from lrai.backends.tensors import SlotWriter, view
+from lrai.backends.tensors import read_inputs, write_outputs
 from lrai.core.model import Signature, TensorInfo
 from lrai.errors import ModelLoadError
 
@@ -39,17 +38,9 @@ class NullBackend(Backend):
             batchable=has_batch_dimension(inputs),
         )
 
-    def bind(self, slabs: Slabs) -> None:
-        """Keep the slabs."""
-        self._slabs = slabs
-
     def run(self, batch: Batch) -> list[Place]:
         """Wait `delay_ms`, then copy."""
         if self._delay_s:
             time.sleep(self._delay_s)
-        writer = SlotWriter(self._slabs, batch.output_slot)
-        return [
-            writer.write(view(self._slabs.inputs, place, tensor.datatype), tensor.datatype)
-            for place, tensor in zip(batch.inputs, self.signature.inputs, strict=True)
-            if place is not None
-        ]
+        inputs = read_inputs(self.slabs, batch, self.signature.inputs)
+        return write_outputs(self.slabs, batch, self.signature.outputs, inputs.values())

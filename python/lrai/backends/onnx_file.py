@@ -7,17 +7,14 @@ import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
-
-Value = int | memoryview
+from typing import Any, Final
 
 _CLASSIC_DOMAIN: Final = "ai.onnx.ml"
-# Field numbers of onnx.proto.
-_MODEL_GRAPH, _MODEL_OPSET_IMPORT = 7, 8
-_OPSET_DOMAIN, _OPSET_VERSION = 1, 2
-_GRAPH_NODE = 1
-_NODE_OUTPUT, _NODE_ATTRIBUTE = 2, 5
-_ATTRIBUTE_NAME, _ATTRIBUTE_INTS, _ATTRIBUTE_STRINGS = 1, 8, 9
+_FIXED_BYTES: Final = {1: 8, 5: 4}
+# Paths of field numbers in onnx.proto, from the message that is searched.
+_MODEL_OPSETS, _OPSET_DOMAIN, _OPSET_VERSION = (8,), (1,), (2,)
+_MODEL_NODES, _NODE_OUTPUTS, _NODE_ATTRIBUTES = (7, 1), (2,), (5,)
+_ATTRIBUTE_NAME, _ATTRIBUTE_INTS, _ATTRIBUTE_STRINGS = (1,), (8,), (9,)
 
 
 @dataclass(frozen=True)
@@ -34,96 +31,73 @@ def read_facts(path: str) -> OnnxFacts:
     """Read the facts; a file that is no protobuf message has none."""
     try:
         with Path(path).open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return _read_model(memoryview(mapped))
-    except (OSError, ValueError, IndexError):
+            model = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        opsets = {
+            "".join(_texts(entry, _OPSET_DOMAIN)): next(_values(entry, _OPSET_VERSION), 0)
+            for entry in _values(model, _MODEL_OPSETS)
+        }
+        labels: dict[str, tuple[str, ...]] = {}
+        # Only the operators of classical models carry labels; large networks are not searched.
+        for node in _values(model, _MODEL_NODES) if _CLASSIC_DOMAIN in opsets else ():
+            if classes := _class_labels(node):
+                labels |= dict.fromkeys(_texts(node, _NODE_OUTPUTS), classes)
+        return OnnxFacts(opsets.get("", opsets.get("ai.onnx", 0)), labels)
+    except (OSError, ValueError, IndexError, TypeError):
         return OnnxFacts()
 
 
-def _read_model(model: memoryview) -> OnnxFacts:
-    opsets: dict[str, int] = {}
-    graphs: list[memoryview] = []
-    for number, value in _fields(model):
-        if number == _MODEL_OPSET_IMPORT and isinstance(value, memoryview):
-            entry = dict(_fields(value))
-            version = entry.get(_OPSET_VERSION, 0)
-            opsets[_text(entry.get(_OPSET_DOMAIN))] = version if isinstance(version, int) else 0
-        elif number == _MODEL_GRAPH and isinstance(value, memoryview):
-            graphs.append(value)
-    labels: dict[str, tuple[str, ...]] = {}
-    # Only the operators of classical models carry labels; large networks are not searched.
-    for graph in graphs if _CLASSIC_DOMAIN in opsets else ():
-        for number, node in _fields(graph):
-            if number == _GRAPH_NODE and isinstance(node, memoryview):
-                _read_labels(node, labels)
-    return OnnxFacts(opsets.get("", opsets.get("ai.onnx", 0)), labels)
+def _class_labels(node: memoryview) -> tuple[str, ...]:
+    """Return the class labels of a classifier or a ZipMap; of another node there are none."""
+    labels: list[str] = []
+    for attribute in _values(node, _NODE_ATTRIBUTES):
+        if "".join(_texts(attribute, _ATTRIBUTE_NAME)).startswith("classlabels_"):
+            labels += _texts(attribute, _ATTRIBUTE_STRINGS)
+            for value in _values(attribute, _ATTRIBUTE_INTS):
+                numbers = [value] if isinstance(value, int) else _packed(value)
+                labels += [str(n - (1 << 64) if n >> 63 else n) for n in numbers]
+    return tuple(labels)
 
 
-def _read_labels(node: memoryview, labels: dict[str, tuple[str, ...]]) -> None:
-    """Note the class labels of a classifier or a ZipMap under its outputs' names."""
-    outputs: list[str] = []
-    classes: list[str] = []
-    for number, value in _fields(node):
-        if number == _NODE_OUTPUT:
-            outputs.append(_text(value))
-        elif number == _NODE_ATTRIBUTE and isinstance(value, memoryview):
-            classes += _class_labels(value)
-    if classes:
-        labels.update(dict.fromkeys(outputs, tuple(classes)))
+def _texts(message: memoryview, path: tuple[int, ...]) -> list[str]:
+    return [str(value, "utf-8", "replace") for value in _values(message, path)]
 
 
-def _class_labels(attribute: memoryview) -> list[str]:
-    name, classes = "", []
-    for number, value in _fields(attribute):
-        if number == _ATTRIBUTE_NAME:
-            name = _text(value)
-        elif number == _ATTRIBUTE_STRINGS:
-            classes.append(_text(value))
-        elif number == _ATTRIBUTE_INTS:
-            numbers = [value] if isinstance(value, int) else list(_varints(value))
-            classes += [str(n - (1 << 64) if n >> 63 else n) for n in numbers]
-    return classes if name.startswith("classlabels_") else []
+def _values(message: memoryview, path: tuple[int, ...]) -> Iterator[Any]:
+    """Yield the values at a path of field numbers: integers, or memory."""
+    for number, value in _fields(message):
+        if number == path[0]:
+            yield from _values(value, path[1:]) if path[1:] else (value,)
 
 
-def _text(value: Value | None) -> str:
-    return str(value, "utf-8", "replace") if isinstance(value, memoryview) else ""
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, Value]]:
+def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:
     """Yield each field's number with its value; nested messages and strings as memory."""
     position = 0
     while position < len(message):
         key, position = _varint(message, position)
-        kind = key & 7
-        if kind == 0:
+        if key & 7 == 0:
             value, position = _varint(message, position)
             yield key >> 3, value
             continue
-        if kind == 2:
+        if key & 7 == 2:
             length, position = _varint(message, position)
-        elif kind in (1, 5):
-            length = 8 if kind == 1 else 4
         else:
-            raise ValueError(f"wire type {kind}")
+            length = _FIXED_BYTES.get(key & 7, len(message))
         if position + length > len(message):
-            raise ValueError("truncated")
+            raise ValueError("truncated, or of an unknown wire type")
         yield key >> 3, message[position : position + length]
         position += length
 
 
-def _varints(packed: memoryview) -> Iterator[int]:
+def _packed(memory: memoryview) -> Iterator[int]:
     position = 0
-    while position < len(packed):
-        value, position = _varint(packed, position)
+    while position < len(memory):
+        value, position = _varint(memory, position)
         yield value
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
+    end = position
+    while message[end] & 0x80:
+        end += 1
+    digits = message[position : end + 1]
+    return sum((byte & 0x7F) << 7 * at for at, byte in enumerate(digits)), end + 1

@@ -10,7 +10,7 @@ import numpy as np
 
 from lrai.backends.onnx_file import OnnxFacts
 from lrai.backends.tensors import NUMPY_TYPES, Array
-from lrai.core.model import Signature, TensorInfo
+from lrai.core.model import DATATYPES, Signature, TensorInfo
 from lrai.errors import ModelLoadError
 
 Dim = int | str | None
@@ -23,22 +23,9 @@ scalar and for an unknown shape alike. The package has no types."""
 Run = Callable[[Mapping[str, Array]], Sequence[Any]]
 """Runs the model once; outputs are arrays, or lists for sequences."""
 
-# Datatype and number in onnx.proto of every element type that the protocol can carry.
-_ELEMENTS: Final[Mapping[str, tuple[str, int]]] = {
-    "float": ("FP32", 1),
-    "uint8": ("UINT8", 2),
-    "int8": ("INT8", 3),
-    "uint16": ("UINT16", 4),
-    "int16": ("INT16", 5),
-    "int32": ("INT32", 6),
-    "int64": ("INT64", 7),
-    "string": ("BYTES", 8),
-    "bool": ("BOOL", 9),
-    "float16": ("FP16", 10),
-    "double": ("FP64", 11),
-    "uint32": ("UINT32", 12),
-    "uint64": ("UINT64", 13),
-    "bfloat16": ("BF16", 16),
+# Datatype and number in onnx.proto of every type that the protocol can carry.
+_ELEMENTS: Final = {
+    f"tensor({one.onnx})": (name, one.onnx_number) for name, one in DATATYPES.items()
 }
 _ZIP_MAPS: Final = ("seq(map(int64,tensor(float)))", "seq(map(string,tensor(float)))")
 _OLDEST_QUIET_OPSET: Final = 17
@@ -70,14 +57,16 @@ class Graph:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     notes: tuple[str, ...] = ()
+    is_batchable: bool = False
 
-    def signature(self, is_batchable: bool) -> Signature:
-        """Return what clients see."""
+    @property
+    def signature(self) -> Signature:
+        """What clients see."""
         return Signature(
             platform="onnxruntime_onnx",
             inputs=tuple(tensor.info for tensor in self.inputs),
             outputs=tuple(tensor.info for tensor in self.outputs),
-            batchable=is_batchable,
+            batchable=self.is_batchable,
             notes=self.notes,
         )
 
@@ -114,7 +103,7 @@ def _tensor(node: NodeArg, facts: OnnxFacts) -> Tensor:
             )
         info = TensorInfo(node.name, "FP32", (-1, len(labels)), labels)
         return Tensor(info, dims=(None, len(labels)), element=0)
-    datatype, element = _ELEMENTS.get(node.type.removeprefix("tensor(").removesuffix(")"), ("", 0))
+    datatype, element = _ELEMENTS.get(node.type, ("", 0))
     if not datatype:
         raise ModelLoadError(
             f"'{node.name}' has type {node.type}, which the protocol cannot carry",
@@ -128,18 +117,18 @@ def _tensor(node: NodeArg, facts: OnnxFacts) -> Tensor:
     )
 
 
-def probe(graph: Graph, run: Run) -> tuple[Graph, bool]:
+def probe(graph: Graph, run: Run) -> Graph:
     """Find whether requests can share a batch; running the model also warms it up.
 
-    Returns the graph with the notes and the output ranks that were found.
+    Returns the graph with what was found, output ranks included.
     """
     free = {dim for tensor in graph.inputs for dim in tensor.dims[1:] if not isinstance(dim, int)}
     if not _may_be_batchable(graph):
         sizes = {dim for tensor in graph.inputs for dim in tensor.dims if not isinstance(dim, int)}
-        return (graph if sizes else _with_ranks(graph, _try(graph, run, 1, 1)[0])), False
-    has_one_symbol = _has_one_symbol(graph)
-    if free and has_one_symbol:
-        return graph, True
+        return graph if sizes else _with_ranks(graph, _try(graph, run, 1, 1)[0])
+    is_told = _tells_batch(graph)
+    if free and is_told:
+        return replace(graph, is_batchable=True)
     for length in _PROBE_LENGTHS if free else (1,):
         one, _ = _try(graph, run, 1, length)
         if one is None:
@@ -147,29 +136,26 @@ def probe(graph: Graph, run: Run) -> tuple[Graph, bool]:
         two, why = _try(graph, run, 2, length)
         graph = _with_ranks(graph, one)
         if two is None:
-            return _noted(graph, f"runs one row but not two, so requests run alone: {why}"), False
+            return _alone(graph, f"runs one row but not two, so requests run alone: {why}")
         if any(shape[:1] != (rows,) for rows, shapes in ((1, one), (2, two)) for shape in shapes):
-            return _noted(graph, "an output does not follow the rows, so requests run alone"), False
-        return graph, True
-    return graph, has_one_symbol and all(tensor.dims for tensor in graph.outputs)
+            return _alone(graph, "an output does not follow the rows, so requests run alone")
+        return replace(graph, is_batchable=True)
+    return replace(graph, is_batchable=is_told)
 
 
 def _may_be_batchable(graph: Graph) -> bool:
     """Whether the declared shapes allow a batch; an output without dimensions is just unknown."""
-    inputs_free = all(t.dims and not isinstance(t.dims[0], int) for t in graph.inputs)
-    outputs_free = all(not (t.dims and isinstance(t.dims[0], int)) for t in graph.outputs)
     symbols = {t.dims[0] for t in graph.inputs if t.dims and isinstance(t.dims[0], str)}
-    has_optional = any(t.info.optional for t in graph.inputs)
     return (
         bool(graph.inputs)
-        and inputs_free
-        and outputs_free
+        and all(t.dims and not isinstance(t.dims[0], int) for t in graph.inputs)
+        and not any(t.dims and isinstance(t.dims[0], int) for t in graph.outputs)
+        and not any(t.info.optional for t in graph.inputs)
         and len(symbols) <= 1
-        and not has_optional
     )
 
 
-def _has_one_symbol(graph: Graph) -> bool:
+def _tells_batch(graph: Graph) -> bool:
     """Whether no first dimension has a name of its own, so that the declaration can be believed."""
     tensors = [*graph.inputs, *graph.outputs]
     symbols = {t.dims[0] for t in tensors if t.dims and t.dims[0] is not None}
@@ -193,10 +179,9 @@ def _try(
 
 
 def _zeros(tensor: Tensor, rows: int, length: int) -> Array:
-    sizes = [rows, *(length for _ in tensor.dims[1:])]
     shape = [
-        dim if isinstance(dim, int) else size
-        for dim, size in zip(tensor.dims, sizes[: len(tensor.dims)], strict=True)
+        dim if isinstance(dim, int) else length if at else rows
+        for at, dim in enumerate(tensor.dims)
     ]
     if tensor.info.datatype == "BYTES":
         return np.full(shape, "", np.object_)
@@ -216,5 +201,5 @@ def _with_ranks(graph: Graph, shapes: Sequence[tuple[int, ...]] | None) -> Graph
     return replace(graph, outputs=outputs)
 
 
-def _noted(graph: Graph, note: str) -> Graph:
+def _alone(graph: Graph, note: str) -> Graph:
     return replace(graph, notes=(*graph.notes, note))

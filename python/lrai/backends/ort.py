@@ -13,10 +13,18 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime  # noqa: TID253 - only the processes of this engine import this file
 
-from lrai.backends.base import Backend, BackendSpec, Batch, BatchFaultError, Place, Slabs
+from lrai.backends.base import (
+    Backend,
+    BackendSpec,
+    Batch,
+    BatchFaultError,
+    LocalBatch,
+    Place,
+    Slabs,
+)
 from lrai.backends.onnx_file import read_facts
 from lrai.backends.onnx_signature import Dim, Tensor, probe, read_graph
-from lrai.backends.tensors import Array, SlotWriter, byte_len, view
+from lrai.backends.tensors import Array, SlotWriter, read_inputs, write_outputs
 from lrai.errors import ModelLoadError
 
 # A miss costs 5 microseconds, so the bound is about memory, not about hits.
@@ -57,13 +65,6 @@ class _Binding:
     writer: SlotWriter
 
 
-class _TinyBatch:
-    """One row for the tiny model."""
-
-    inputs = ((0, 8, (1, 2)),)
-    output_slot = 0
-
-
 class OrtBackend(Backend):
     """An onnxruntime session on one .onnx file."""
 
@@ -76,10 +77,8 @@ class OrtBackend(Backend):
             self._session.get_outputs(),
             read_facts(spec.path),
         )
-        self._graph, self._is_batchable = probe(
-            graph, lambda feeds: self._session.run(None, dict(feeds))
-        )
-        self.signature = self._graph.signature(self._is_batchable)
+        self._graph = probe(graph, lambda feeds: self._session.run(None, dict(feeds)))
+        self.signature = self._graph.signature
         self._is_plain = all(t.is_plain for t in (*graph.inputs, *graph.outputs))
         self._is_in_place = True
         self._bindings: OrderedDict[object, _Binding] = OrderedDict()
@@ -97,13 +96,13 @@ class OrtBackend(Backend):
             for _ in range(_REHEARSALS):
                 backend = cls(BackendSpec(f"/proc/self/fd/{descriptor}"))
                 backend.bind(Slabs(memoryview(bytes(64)), memoryview(bytearray(64)), 64))
-                backend.run(_TinyBatch())
+                backend.run(LocalBatch(((0, 8, (1, 2)),)))
         finally:
             os.close(descriptor)
 
     def bind(self, slabs: Slabs) -> None:
         """Keep the slabs and their addresses."""
-        self._slabs = slabs
+        super().bind(slabs)
         self._bindings.clear()
         self._input_address = _address(slabs.inputs)
         self._output_address = _address(slabs.outputs)
@@ -151,10 +150,10 @@ class OrtBackend(Backend):
                 address = self._input_address + offset
                 io.bind_input(tensor.info.name, "cpu", 0, tensor.element, dims, address)
                 sizes |= zip(tensor.dims, dims, strict=True)
-                if self._is_batchable:
+                if self._graph.is_batchable:
                     sizes[_ROWS] = dims[0]
-        writer = SlotWriter(self._slabs, batch.output_slot)
-        slot_address = self._output_address + batch.output_slot * self._slabs.output_slot_bytes
+        writer = SlotWriter(self.slabs, batch.output_slot)
+        slot_address = self._output_address + batch.output_slot * self.slabs.output_slot_bytes
         places: list[Place | None] = []
         for tensor in self._graph.outputs:
             shape = self._known_shape(tensor, sizes)
@@ -162,10 +161,10 @@ class OrtBackend(Backend):
                 places.append(None)
                 io.bind_output(tensor.info.name, "cpu")
                 continue
-            num_bytes = byte_len(tensor.info.datatype, shape)
-            offset = writer.reserve(num_bytes)
-            places.append((offset, num_bytes, shape))
-            io.bind_output(tensor.info.name, "cpu", 0, tensor.element, shape, slot_address + offset)
+            place = writer.place(tensor.info.datatype, shape)
+            places.append(place)
+            address = slot_address + place[0]
+            io.bind_output(tensor.info.name, "cpu", 0, tensor.element, shape, address)
         whole = [place for place in places if place is not None]
         return _Binding(io, places, whole if len(whole) == len(places) else None, writer)
 
@@ -183,32 +182,22 @@ class OrtBackend(Backend):
 
     def _collect(self, binding: _Binding, slot: int) -> list[Place]:
         """Copy the outputs that onnxruntime allocated."""
-        slot_address = self._output_address + slot * self._slabs.output_slot_bytes
+        slot_address = self._output_address + slot * self.slabs.output_slot_bytes
         places: list[Place] = []
         values = binding.io.get_outputs()
-        for tensor, place, value in zip(self._graph.outputs, binding.places, values, strict=True):
-            if place is None:
-                dims = tuple(value.shape())
-                num_bytes = byte_len(tensor.info.datatype, dims)
-                offset = binding.writer.reserve(num_bytes)
-                ctypes.memmove(slot_address + offset, value.data_ptr(), num_bytes)
-                places.append((offset, num_bytes, dims))
-            else:
-                places.append(place)
+        for tensor, known, value in zip(self._graph.outputs, binding.places, values, strict=True):
+            place = known or binding.writer.place(tensor.info.datatype, tuple(value.shape()))
+            if known is None:
+                ctypes.memmove(slot_address + place[0], value.data_ptr(), place[1])
+            places.append(place)
         return places
 
     def _run_arrays(self, batch: Batch) -> list[Place]:
-        feeds = {
-            tensor.info.name: _as_feed(view(self._slabs.inputs, place, tensor.info.datatype))
-            for tensor, place in zip(self._graph.inputs, batch.inputs, strict=True)
-            if place is not None
-        }
-        outputs = self._session.run(None, feeds)
-        writer = SlotWriter(self._slabs, batch.output_slot)
-        return [
-            writer.write(_as_array(tensor, output), tensor.info.datatype)
-            for tensor, output in zip(self._graph.outputs, outputs, strict=True)
-        ]
+        inputs, outputs = self.signature.inputs, self.signature.outputs
+        arrays = read_inputs(self.slabs, batch, inputs)
+        feeds = {name: _as_feed(array) for name, array in arrays.items()}
+        answer = zip(self._graph.outputs, self._session.run(None, feeds), strict=True)
+        return write_outputs(self.slabs, batch, outputs, (_as_array(*pair) for pair in answer))
 
 
 def _open_session(spec: BackendSpec) -> "onnxruntime.InferenceSession":

@@ -15,10 +15,10 @@ of `bytes`; BF16 shows as unsigned 16-bit numbers. `predict` may raise `ValueErr
 input; any other exception is the model's fault.
 """
 
-import importlib.util
+import importlib
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -31,12 +31,11 @@ from lrai.backends.base import (
     Batch,
     BatchFaultError,
     Place,
-    Slabs,
     declared_tensors,
     has_batch_dimension,
     optional_tensors,
 )
-from lrai.backends.tensors import NUMPY_TYPES, Array, SlotWriter, view
+from lrai.backends.tensors import NUMPY_TYPES, Array, read_inputs, write_outputs
 from lrai.core.model import Signature, TensorInfo
 from lrai.errors import ModelLoadError
 from lrai.log import get_log
@@ -67,12 +66,11 @@ class PythonBackend(Backend):
         np.random.seed()
         folder = Path(spec.path)
         module = _import_model(folder)
-        self._predict = _find_predict(module, folder)
-        inputs = optional_tensors(spec.options, "inputs") or declared_tensors(
-            getattr(module, "INPUTS", None), f"INPUTS of {folder / _FILE}"
-        )
-        outputs = optional_tensors(spec.options, "outputs") or declared_tensors(
-            getattr(module, "OUTPUTS", None), f"OUTPUTS of {folder / _FILE}"
+        self._predict: Predict = module.predict
+        inputs, outputs = (
+            optional_tensors(spec.options, kind.lower())
+            or declared_tensors(getattr(module, kind, None), f"{kind} of {folder / _FILE}")
+            for kind in ("INPUTS", "OUTPUTS")
         )
         if load := getattr(module, "load", None):
             load(Context(folder, dict(spec.options), spec.threads))
@@ -84,33 +82,22 @@ class PythonBackend(Backend):
         )
         self._has_warned = False
 
-    def bind(self, slabs: Slabs) -> None:
-        """Keep the slabs."""
-        self._slabs = slabs
-
     def run(self, batch: Batch) -> list[Place]:
         """Call `predict` on views of the batch and copy what it returns."""
-        views = {
-            tensor.name: view(self._slabs.inputs, place, tensor.datatype)
-            for place, tensor in zip(batch.inputs, self.signature.inputs, strict=True)
-            if place is not None
-        }
+        views = read_inputs(self.slabs, batch, self.signature.inputs)
         before = _references(views)
         try:
             answer = self._predict(dict(views))
         except ValueError as error:
             raise BatchFaultError(str(error) or "predict refused the input", code=1) from error
+        except MemoryError:
+            raise
         except Exception as error:
-            if isinstance(error, MemoryError):
-                raise
             raise BatchFaultError(f"predict raised {type(error).__name__}: {error}") from error
-        writer = SlotWriter(self._slabs, batch.output_slot)
-        first = batch.inputs[0]
+        first, outputs = batch.inputs[0], self.signature.outputs
         rows = first[2][0] if first and self.signature.batchable else None
-        places = [
-            writer.write(_checked(answer, tensor, rows), tensor.datatype)
-            for tensor in self.signature.outputs
-        ]
+        arrays = (_checked(answer, tensor, rows) for tensor in outputs)
+        places = write_outputs(self.slabs, batch, outputs, arrays)
         del answer
         self._warn_of_kept_views(before, _references(views))
         return places
@@ -134,44 +121,32 @@ def _checked(answer: object, tensor: TensorInfo, rows: int | None) -> Array:
         array = np.asarray(answer[tensor.name], NUMPY_TYPES[tensor.datatype])
     except (TypeError, ValueError) as error:
         raise BatchFaultError(f"predict's '{tensor.name}' is no array: {error}") from error
-    shape = tensor.shape if rows is None else (rows, *tensor.shape[1:])
-    if len(array.shape) != len(shape) or any(
-        want not in (-1, have) for want, have in zip(shape, array.shape, strict=True)
-    ):
-        raise BatchFaultError(
-            f"predict's '{tensor.name}' has shape {list(array.shape)}, expected is {list(shape)}"
-        )
+    if rows is not None:
+        tensor = replace(tensor, shape=(rows, *tensor.shape[1:]))
+    if not tensor.fits(array.shape):
+        have, want = list(array.shape), list(tensor.shape)
+        raise BatchFaultError(f"predict's '{tensor.name}' has shape {have}, expected is {want}")
     return array
 
 
 def _references(views: Mapping[str, Array]) -> list[int]:
     """Count who holds each input; slices and reshapes of a view hold its base."""
-    counts = []
-    for name in views:
-        counts.append(sys.getrefcount(views[name]))
-        counts.append(sys.getrefcount(views[name].base))
-    return counts
+    return [sys.getrefcount(held) for name in views for held in (views[name], views[name].base)]
 
 
 def _import_model(folder: Path) -> ModuleType:
     """Import `model.py`; its folder comes first on the path, so that it can have helpers."""
-    file = folder / _FILE
-    spec = importlib.util.spec_from_file_location("model", file)
-    if spec is None or spec.loader is None or not file.is_file():
+    if not (folder / _FILE).is_file():
         raise ModelLoadError(
-            f"{file} does not exist", hint="a model of the python backend is a folder with model.py"
+            f"{folder / _FILE} does not exist",
+            hint="a model of the python backend is a folder with model.py",
         )
     sys.path.insert(0, str(folder))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["model"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _find_predict(module: ModuleType, folder: Path) -> Predict:
-    predict: Predict | None = getattr(module, "predict", None)
-    if not callable(predict):
+    sys.modules.pop("model", None)
+    importlib.invalidate_caches()
+    module = importlib.import_module("model")
+    if not callable(getattr(module, "predict", None)):
         raise ModelLoadError(
             f"{folder / _FILE} has no function predict", hint="define def predict(inputs): ..."
         )
-    return predict
+    return module

@@ -1,32 +1,20 @@
 """Tensors in slabs as numpy arrays: views of inputs, and one copy of each output."""
 
+import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from lrai.backends.base import BatchFaultError, Place, Slabs
-from lrai.core.model import DATATYPE_BYTES
+from lrai.backends.base import Batch, BatchFaultError, Place, Slabs
+from lrai.core.model import DATATYPES, TensorInfo
 
 Array = npt.NDArray[Any]
 
 NUMPY_TYPES: Final[Mapping[str, npt.DTypeLike]] = {
-    "BOOL": np.bool_,
-    "UINT8": np.uint8,
-    "UINT16": np.uint16,
-    "UINT32": np.uint32,
-    "UINT64": np.uint64,
-    "INT8": np.int8,
-    "INT16": np.int16,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "FP16": np.float16,
-    "BF16": np.uint16,
-    "FP32": np.float32,
-    "FP64": np.float64,
-    "BYTES": np.object_,
+    name: np.dtype(datatype.numpy) for name, datatype in DATATYPES.items()
 }
 """The numpy type of each datatype; BF16 has none, its 16 bits show as an unsigned number."""
 
@@ -42,6 +30,24 @@ def view(slab: memoryview, place: Place, datatype: str) -> Array:
     return np.frombuffer(memory, NUMPY_TYPES[datatype]).reshape(dims)
 
 
+def read_inputs(slabs: Slabs, batch: Batch, inputs: Sequence[TensorInfo]) -> dict[str, Array]:
+    """Return `view`s of a batch's inputs by name, without optional ones that were left out."""
+    return {
+        tensor.name: view(slabs.inputs, place, tensor.datatype)
+        for place, tensor in zip(batch.inputs, inputs, strict=True)
+        if place is not None
+    }
+
+
+def write_outputs(
+    slabs: Slabs, batch: Batch, outputs: Sequence[TensorInfo], arrays: Iterable[Array]
+) -> list[Place]:
+    """Copy a batch's outputs into its slot; strings may be `str` or `bytes`."""
+    writer = SlotWriter(slabs, batch.output_slot)
+    pairs = zip(outputs, arrays, strict=True)
+    return [writer.write(array, tensor.datatype) for tensor, array in pairs]
+
+
 def _read_strings(memory: memoryview, dims: tuple[int, ...]) -> Array:
     """Read strings, each with its length before it; the gateway has checked the lengths."""
     elements = np.empty(int(np.prod(dims)), np.object_)
@@ -52,14 +58,6 @@ def _read_strings(memory: memoryview, dims: tuple[int, ...]) -> Array:
         elements[index] = bytes(memory[start : start + length])
         start += length
     return elements.reshape(dims)
-
-
-def byte_len(datatype: str, dims: tuple[int, ...]) -> int:
-    """Return the bytes of a tensor of fixed-size elements."""
-    length = DATATYPE_BYTES[datatype]
-    for dim in dims:
-        length *= dim
-    return length
 
 
 class SlotWriter:
@@ -81,22 +79,26 @@ class SlotWriter:
         self._end = offset + -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
         return offset
 
+    def place(self, datatype: str, dims: tuple[int, ...]) -> Place:
+        """Return the place of an output of fixed-size elements."""
+        num_bytes = DATATYPES[datatype].num_bytes * math.prod(dims)
+        return self.reserve(num_bytes), num_bytes, dims
+
     def write(self, array: Array, datatype: str) -> Place:
         """Copy an output into the slot; strings may be `str` or `bytes`."""
         if datatype == "BYTES":
-            text = b"".join(_length_and_bytes(element) for element in array.flat)
+            text = join_strings(array)
             offset = self.reserve(len(text))
             self._memory[offset : offset + len(text)] = text
             return offset, len(text), array.shape
         offset = self.reserve(array.nbytes)
-        target = (
-            np.frombuffer(self._memory, array.dtype, array.size, offset) if array.size else None
-        )
-        if target is not None:
+        if array.size:
+            target = np.frombuffer(self._memory, array.dtype, array.size, offset)
             target.reshape(array.shape)[...] = array
         return offset, array.nbytes, array.shape
 
 
-def _length_and_bytes(element: object) -> bytes:
-    text = element if isinstance(element, bytes) else str(element).encode()
-    return struct.pack("<I", len(text)) + text
+def join_strings(array: Array) -> bytes:
+    """Return strings, `str` or `bytes`, one after the other, each with its length before it."""
+    texts = (one if isinstance(one, bytes) else str(one).encode() for one in array.flat)
+    return b"".join(struct.pack("<I", len(text)) + text for text in texts)

@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -170,16 +170,11 @@ def bench(  # noqa: PLR0913 - one parameter per option
 def run_load(target: Target, timing: Timing, load: Load) -> dict[str, Any]:
     """Send one load and return its report; Ctrl-C ends it."""
     config = {
+        **asdict(timing),
+        **asdict(load),
         "address": target.address.place,
         "protocol": target.address.scheme,
         "path": target.path,
-        "connections": load.connections,
-        "rate": load.rate,
-        "poisson": timing.poisson,
-        "seed": timing.seed,
-        "duration_s": timing.duration_s,
-        "warmup_s": timing.warmup_s,
-        "timeout_s": timing.timeout_s,
     }
 
     def show(answered: int, errors: int) -> None:

@@ -4,13 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
-from lrai.cli.tensors import decode_tensor, encode_tensor, plain_values, read_array
+import numpy as np
+
+from lrai.backends.tensors import Array
+from lrai.cli.tensors import decode_tensor, encode_tensor, plain_values, read_array, zeros
 from lrai.errors import ConfigError
-
-if TYPE_CHECKING:
-    from lrai.cli.tensors import Array
 
 INFER_METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 _ONLY_BINARY: Final = ("FP16", "BF16")
@@ -36,7 +36,7 @@ class Tensor:
 
     name: str
     datatype: str
-    array: "Array"
+    array: Array
 
 
 def read_shape(text: str) -> Shape:
@@ -73,8 +73,6 @@ def choose_shapes(inputs: Sequence[Shape], given: Sequence[Shape], rows: int) ->
 
 def make_tensors(shapes: Sequence[Shape], data: str, seed: int) -> list[Tensor]:
     """Fill the shapes: `random`, `zero`, an .npy file for a single input, or a .json request."""
-    import numpy as np
-
     if data in ("random", "zero"):
         random = np.random.default_rng(seed) if data == "random" else None
         return [Tensor(one.name, one.datatype, _values(one, random)) for one in shapes]
@@ -129,23 +127,16 @@ def grpc_message(model: str, version: str, tensors: Sequence[Tensor]) -> bytes:
     return b"".join(parts)
 
 
-def _values(shape: Shape, random: Any) -> "Array":
-    import numpy as np
-
+def _values(shape: Shape, random: np.random.Generator | None) -> Array:
     if shape.datatype == "BYTES":
-        array = np.empty(shape.dims, dtype=object)
-        array[...] = b"text"
-        return array
-    if shape.datatype == "BF16":
-        kind = np.dtype(np.float32)
-    else:
-        kind = decode_tensor([], shape.datatype, (0,)).dtype
+        return np.full(shape.dims, b"text", object)
+    array = zeros(shape.datatype, shape.dims)
     if random is None:
-        return np.zeros(shape.dims, kind)
-    if kind.kind == "f":
-        return np.asarray(random.standard_normal(shape.dims, np.float32)).astype(kind)
+        return array
+    if array.dtype.kind == "f":
+        return np.asarray(random.standard_normal(shape.dims, np.float32)).astype(array.dtype)
     high = {"BOOL": 2, "UINT8": _LEVELS}.get(shape.datatype, _LARGEST_INTEGER + 1)
-    return np.asarray(random.integers(0, high, shape.dims)).astype(kind)
+    return np.asarray(random.integers(0, high, shape.dims)).astype(array.dtype)
 
 
 def _read_request(file: Path) -> list[Tensor]:

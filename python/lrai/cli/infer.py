@@ -4,16 +4,17 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
+import numpy as np
 import typer
 
+from lrai.backends.tensors import Array
 from lrai.cli.client import DEFAULT_URL, Client, Url, model_path
+from lrai.cli.encode import Tensor, binary_body
 from lrai.cli.table import print_table
+from lrai.cli.tensors import decode_tensor, plain_values, read_array
 from lrai.errors import ConfigError
-
-if TYPE_CHECKING:
-    from lrai.cli.tensors import Array
 
 _MOST_SHOWN: Final = 8
 
@@ -50,9 +51,9 @@ def _infer(
 ) -> None:
     client, path = Client(url), model_path(model, version)
     metadata = client.get(path)
-    arrays = _read_inputs(given, metadata)
+    tensors = _read_inputs(given, metadata)
     started = time.perf_counter()
-    head, outputs = _ask(client, f"{path}/infer", metadata, arrays)
+    head, outputs = _ask(client, f"{path}/infer", tensors)
     took_ms = (time.perf_counter() - started) * 1e3
     if folder is not None:
         _save(outputs, folder)
@@ -67,46 +68,28 @@ def _infer(
     print(f"answered in {took_ms:.1f} ms, connection included", file=sys.stderr)
 
 
-def _read_inputs(given: list[str], metadata: dict[str, Any]) -> "dict[str, Array]":
-    from lrai.cli.tensors import read_array
-
-    tensors = {tensor["name"]: tensor for tensor in metadata["inputs"]}
+def _read_inputs(given: list[str], metadata: dict[str, Any]) -> list[Tensor]:
+    known = {tensor["name"]: tensor for tensor in metadata["inputs"]}
     described = ", ".join(
-        f"{one['name']} {one['datatype']}{one['shape']}" for one in tensors.values()
+        f"{one['name']} {one['datatype']}{one['shape']}" for one in known.values()
     )
-    arrays = {}
+    tensors = []
     for text in given:
         name, separator, value = text.partition("=")
-        if not separator or name not in tensors:
-            if len(tensors) > 1 or (separator and name.isidentifier()):
+        if not separator or name not in known:
+            if len(known) > 1 or (separator and name.isidentifier()):
                 raise ConfigError(f"--input {text!r} names no input", hint=f"it has {described}")
-            name, value = next(iter(tensors)), text
-        tensor = tensors[name]
-        arrays[name] = read_array(value, tensor["datatype"], tensor["shape"])
-    return arrays
+            name, value = next(iter(known)), text
+        datatype, shape = known[name]["datatype"], known[name]["shape"]
+        tensors.append(Tensor(name, datatype, read_array(value, datatype, shape)))
+    return tensors
 
 
 def _ask(
-    client: Client, path: str, metadata: dict[str, Any], arrays: "dict[str, Array]"
-) -> "tuple[dict[str, Any], dict[str, Array]]":
-    """Send the arrays in binary and return the answer's JSON head and its arrays."""
-    from lrai.cli.tensors import decode_tensor, encode_tensor
-
-    datatypes = {tensor["name"]: tensor["datatype"] for tensor in metadata["inputs"]}
-    blobs = {name: encode_tensor(array, datatypes[name]) for name, array in arrays.items()}
-    inputs = [
-        {
-            "name": name,
-            "shape": list(array.shape),
-            "datatype": datatypes[name],
-            "parameters": {"binary_data_size": len(blobs[name])},
-        }
-        for name, array in arrays.items()
-    ]
-    request = {"inputs": inputs, "parameters": {"binary_data_output": True}}
-    head = json.dumps(request).encode()
-    headers = {"Inference-Header-Content-Length": str(len(head))}
-    answer = client.call("POST", path, head + b"".join(blobs.values()), headers)
+    client: Client, path: str, tensors: list[Tensor]
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Send the tensors in binary and return the answer's JSON head and its arrays."""
+    answer = client.call("POST", path, *binary_body(tensors))
     at = len(answer.body) if answer.head_bytes is None else answer.head_bytes
     told = json.loads(answer.body[:at])
     outputs = {}
@@ -118,28 +101,22 @@ def _ask(
     return told, outputs
 
 
-def _as_json(head: dict[str, Any], outputs: "dict[str, Array]") -> str:
+def _as_json(head: dict[str, Any], outputs: dict[str, Array]) -> str:
     """The answer as if it had been asked for in JSON."""
-    from lrai.cli.tensors import plain_values
-
     for tensor in head["outputs"]:
         tensor["data"] = plain_values(outputs[tensor["name"]])
         tensor.pop("parameters", None)
     return json.dumps(head)
 
 
-def _save(outputs: "dict[str, Array]", folder: Path) -> None:
-    import numpy as np
-
+def _save(outputs: dict[str, Array], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in outputs.items():
         file = folder / f"{name.replace('/', '_')}.npy"
         np.save(file, array.astype(str) if array.dtype == object else array)
 
 
-def _shorten(array: "Array") -> str:
-    from lrai.cli.tensors import plain_values
-
+def _shorten(array: Array) -> str:
     values = plain_values(array.reshape(-1)[:_MOST_SHOWN])
     texts = [f"{value:.6g}" if isinstance(value, float) else str(value) for value in values]
     left = array.size - len(texts)

@@ -1,34 +1,17 @@
 """Turns what a person has (JSON, .npy, an image) into tensors, and tensors into what one reads."""
 
 import json
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lrai.backends.tensors import NUMPY_TYPES, Array, join_strings, view
 from lrai.errors import ConfigError, UnsupportedError
 
-Array = NDArray[Any]
-
-_NUMPY_TYPES: Final = {
-    "BOOL": np.bool_,
-    "UINT8": np.uint8,
-    "UINT16": np.uint16,
-    "UINT32": np.uint32,
-    "UINT64": np.uint64,
-    "INT8": np.int8,
-    "INT16": np.int16,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "FP16": np.float16,
-    "BF16": np.float32,  # numpy has no bfloat16: cut to its upper half on the wire
-    "FP32": np.float32,
-    "FP64": np.float64,
-    "BYTES": np.object_,
-}
+# BF16 is shown and given as FP32, and cut to its upper half on the wire.
+_NUMPY_TYPES: Final = {**NUMPY_TYPES, "BF16": np.dtype(np.float32)}
 _IMAGES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _CHANNELS: Final = (1, 3, 4)
 _IMAGE_RANK: Final = 3
@@ -58,7 +41,7 @@ def read_array(value: str, datatype: str, shape: Sequence[int]) -> Array:
 def encode_tensor(array: Array, datatype: str) -> bytes:
     """Return the tensor's bytes as the binary tensor extension wants them."""
     if datatype == "BYTES":
-        return b"".join(_with_length(value) for value in array.reshape(-1))
+        return join_strings(array)
     if datatype == "BF16":
         return (array.astype("<f4").reshape(-1).view("<u4") >> 16).astype("<u2").tobytes()
     return np.ascontiguousarray(array).tobytes()
@@ -68,11 +51,13 @@ def decode_tensor(data: bytes | Sequence[Any], datatype: str, shape: Sequence[in
     """Read a tensor from the bytes, or from the JSON values, of an answer."""
     if not isinstance(data, bytes):
         return _from_values(data, datatype).reshape(shape)
-    if datatype == "BYTES":
-        return _from_values(list(_split(data)), datatype).reshape(shape)
-    if datatype == "BF16":
-        return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").reshape(shape)
-    return np.frombuffer(data, _NUMPY_TYPES[datatype]).reshape(shape)
+    array = view(memoryview(data), (0, len(data), tuple(shape)), datatype)
+    return (array.astype("<u4") << 16).view("<f4") if datatype == "BF16" else array
+
+
+def zeros(datatype: str, shape: Sequence[int]) -> Array:
+    """Return a tensor of zeros."""
+    return np.zeros(shape, _NUMPY_TYPES[datatype])
 
 
 def plain_values(array: Array) -> list[Any]:
@@ -85,20 +70,6 @@ def plain_values(array: Array) -> list[Any]:
 
 def _from_values(values: Any, datatype: str) -> Array:
     return np.asarray(values, dtype=_NUMPY_TYPES[datatype])
-
-
-def _with_length(value: object) -> bytes:
-    data = value if isinstance(value, bytes) else str(value).encode()
-    return struct.pack("<I", len(data)) + data
-
-
-def _split(data: bytes) -> list[bytes]:
-    parts, at = [], 0
-    while at < len(data):
-        (length,) = struct.unpack_from("<I", data, at)
-        parts.append(data[at + 4 : at + 4 + length])
-        at += 4 + length
-    return parts
 
 
 def _read_image(file: Path, datatype: str, shape: Sequence[int]) -> Array:

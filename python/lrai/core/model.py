@@ -1,26 +1,39 @@
 """What a model looks like from outside: its tensors and its signature."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
-# The protocol's datatypes with the bytes of one element (0: each element carries its length).
-DATATYPE_BYTES: Final[Mapping[str, int]] = {
-    "BOOL": 1,
-    "UINT8": 1,
-    "UINT16": 2,
-    "UINT32": 4,
-    "UINT64": 8,
-    "INT8": 1,
-    "INT16": 2,
-    "INT32": 4,
-    "INT64": 8,
-    "FP16": 2,
-    "BF16": 2,
-    "FP32": 4,
-    "FP64": 8,
-    "BYTES": 0,
+
+class Datatype(NamedTuple):
+    """What one of the protocol's datatypes is called elsewhere."""
+
+    num_bytes: int
+    """Bytes of one element; 0 = each element carries its length."""
+    numpy: str
+    """Type of an array that holds it; BF16 has none, its 16 bits show as an unsigned number."""
+    onnx: str
+    onnx_number: int
+    """In onnx.proto."""
+
+
+DATATYPES: Final[Mapping[str, Datatype]] = {
+    "BOOL": Datatype(1, "bool", "bool", 9),
+    "UINT8": Datatype(1, "uint8", "uint8", 2),
+    "UINT16": Datatype(2, "uint16", "uint16", 4),
+    "UINT32": Datatype(4, "uint32", "uint32", 12),
+    "UINT64": Datatype(8, "uint64", "uint64", 13),
+    "INT8": Datatype(1, "int8", "int8", 3),
+    "INT16": Datatype(2, "int16", "int16", 5),
+    "INT32": Datatype(4, "int32", "int32", 6),
+    "INT64": Datatype(8, "int64", "int64", 7),
+    "FP16": Datatype(2, "float16", "float16", 10),
+    "BF16": Datatype(2, "uint16", "bfloat16", 16),
+    "FP32": Datatype(4, "float32", "float", 1),
+    "FP64": Datatype(8, "float64", "double", 11),
+    "BYTES": Datatype(0, "object", "string", 8),
 }
+"""Every datatype of the Open Inference Protocol."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,12 @@ class TensorInfo:
     """Class labels of an output, if the model knows them."""
     optional: bool = False
     """An input that a request may leave out."""
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of this shape can be it."""
+        return len(shape) == len(self.shape) and all(
+            want in (-1, have) for want, have in zip(self.shape, shape, strict=True)
+        )
 
     def __str__(self) -> str:
         return f"{self.name} {self.datatype}{list(self.shape)}"
@@ -53,35 +72,8 @@ class Signature:
     """The first dimension of every tensor is free, so requests can share a batch."""
     notes: tuple[str, ...] = ()
     """Sentences for the log: an old opset, a substituted type."""
-    load_ms: float = 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can carry between processes."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> "Signature":
-        """Read what `as_dict` wrote."""
-        return cls(
-            platform=plain["platform"],
-            inputs=tuple(_tensor_from_dict(tensor) for tensor in plain["inputs"]),
-            outputs=tuple(_tensor_from_dict(tensor) for tensor in plain["outputs"]),
-            batchable=plain["batchable"],
-            notes=tuple(plain["notes"]),
-            load_ms=plain["load_ms"],
-        )
 
     def __str__(self) -> str:
         inputs = ", ".join(map(str, self.inputs))
         outputs = ", ".join(map(str, self.outputs))
         return f"({inputs}) -> ({outputs})"
-
-
-def _tensor_from_dict(plain: Mapping[str, Any]) -> TensorInfo:
-    return TensorInfo(
-        name=plain["name"],
-        datatype=plain["datatype"],
-        shape=tuple(plain["shape"]),
-        labels=tuple(plain["labels"]),
-        optional=plain["optional"],
-    )

@@ -19,31 +19,11 @@ class DataPlane(Protocol):
 
 
 class Window(Protocol):
-    """Counters of one model since the start, as the data plane observed them; plain numbers."""
-
-    @property
-    def key(self) -> int:
-        """The model's key."""
-        ...
-
-    @property
-    def pending(self) -> int:
-        """Requests that wait or run."""
-        ...
+    """What the supervisor looks at of one model; counters since the start, plain numbers."""
 
     @property
     def inflight_age_ms(self) -> list[tuple[int, int]]:
         """For each replica with a batch in flight: its id and the batch's age."""
-        ...
-
-    @property
-    def batches(self) -> int:
-        """Batches executed."""
-        ...
-
-    @property
-    def rows(self) -> int:
-        """Rows executed."""
         ...
 
     @property

@@ -4,14 +4,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from lrai import _native
-from lrai.core.ports import Fault, Window
-from lrai.errors import DataPlaneError, RepositoryError
+from lrai.config import Settings
+from lrai.errors import DataPlaneError, LraiError, RepositoryError
 from lrai.registry.index import IndexRow
-
-VERSION: Final = _native.__version__
+from lrai.registry.resolve import ServedModel
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,10 @@ class Gateway:
         self.publish = _wrapped()(native.publish)
         self.remove_model = _wrapped()(native.remove_model)
         self.attach = _wrapped()(native.attach)
+        self.settle = native.settle
         self.set_ready = native.set_ready
         self.set_knobs = _wrapped()(native.set_knobs)
+        self.observe = native.observe
         self.answer = native.answer
         self.drain = native.drain
         self.open_connections = native.open_connections
@@ -63,46 +64,52 @@ class Gateway:
         """Take everything that has happened since the last call."""
         return [Event(**json.loads(text)) for text in self._native.events()]
 
-    def add_model(self, spec: Mapping[str, Any]) -> int:
-        """Know a model; return its key. It is not routed before `publish`."""
+    def add_model(self, served: ServedModel, config: str) -> int:
+        """Know a model; return its key. It is not routed before `publish`.
+
+        `config` is the text that /config answers.
+        """
+        # The data plane ignores what it has no use for.
+        spec = {**asdict(served.model), **asdict(served), "config": config}
         with _wrapped():
             return self._native.add_model(json.dumps(spec))
-
-    def settle(self, replica: int, fault: Fault) -> None:
-        """Say why a lost replica died."""
-        self._native.settle(replica, fault)
 
     def set_index(self, rows: Sequence[IndexRow]) -> None:
         """Replace the repository index."""
         self._native.set_index(json.dumps([asdict(row) for row in rows]))
 
-    def observe(self) -> Sequence[Window]:
-        """Return the counters of every model that has replicas."""
-        return self._native.observe()
 
-
-def open_gateway(config: Mapping[str, Any]) -> Gateway:
+def open_gateway(settings: Settings) -> Gateway:
     """Make a native gateway; nothing listens before `start`."""
     with _wrapped():
-        return Gateway(_native.Gateway(json.dumps(config)))
+        return Gateway(_native.Gateway(json.dumps(gateway_config(settings))))
+
+
+def gateway_config(settings: Settings) -> dict[str, Any]:
+    """Return the data plane's configuration: same names, times in milliseconds."""
+    plain = asdict(settings.gateway)
+    for name in ("header_timeout", "body_timeout", "keep_alive_timeout"):
+        plain[f"{name}_ms"] = max(1, round(plain.pop(f"{name}_s") * 1e3))
+    return {
+        "threads": plain.pop("runtime_threads"),
+        **plain,
+        "not_ready_status": int(settings.gateway.not_ready_status),
+        "model_control": settings.repository.model_control_mode,
+        "access_log": settings.log.access_log,
+        "server_version": _native.__version__,
+    }
 
 
 def parse_model_config(text: str) -> str:
     """Turn the protobuf text of a config.pbtxt into JSON text."""
-    try:
+    with _wrapped(RepositoryError):
         return _native.parse_model_config(text)
-    except _native.NativeError as error:
-        raise RepositoryError(*_sentence(error)) from error
 
 
 @contextmanager
-def _wrapped() -> Iterator[None]:
+def _wrapped(kind: type[LraiError] = DataPlaneError) -> Iterator[None]:
     try:
         yield
     except _native.NativeError as error:
-        raise DataPlaneError(*_sentence(error)) from error
-
-
-def _sentence(error: Exception) -> tuple[str, str]:
-    message, _, hint = str(error).partition("hint: ")
-    return message.rstrip(" ,"), hint
+        message, _, hint = str(error).partition("hint: ")
+        raise kind(message.rstrip(" ,"), hint) from error

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from lrai.errors import ModelNotFoundError, RepositoryError
+from lrai.errors import LraiError, ModelNotFoundError, RepositoryError
 from lrai.registry.repository import ModelSource, Repository, check_name
 
 _FILE: Final = "file:"
@@ -22,12 +22,12 @@ def is_override(parameters: Mapping[str, Any]) -> bool:
 
 
 def read_override(
-    repository: Repository, name: str, parameters: Mapping[str, Any]
-) -> tuple[ModelSource, Path | None]:
+    repository: Repository, name: str, parameters: Mapping[str, Any], folder: Path
+) -> ModelSource:
     """Read a model as the parameters `config` and `file:<path>` describe it.
 
-    With files, they alone are the model; they lie in a private folder, which is returned and which
-    the caller removes.
+    With files, they alone are the model; they lie below `folder`, in one of their own, which
+    whoever serves the model removes in the end.
     """
     check_name(name)
     files = {
@@ -38,18 +38,19 @@ def read_override(
         message = "file overrides come without a configuration"
         raise RepositoryError(message, hint="send the parameter 'config' too")
     plain = _read_config(config)
-    folder = _write_files(files) if files else None
-    path = folder or repository.path_of(name)
+    private = Path(tempfile.mkdtemp(dir=folder)) if files else None
+    path = private or repository.path_of(name)
     if path is None:
         raise ModelNotFoundError(f"failed to load '{name}', failed to poll from model repository")
     try:
+        _write_files(files, path)
         source = repository.read(name, path, plain)
-    except BaseException:
-        remove_folder(folder)
+    except LraiError:
+        remove_folder(private)
         raise
     mark = ("config", hash(config), 0)
     versions = [replace(one, fingerprint=(*one.fingerprint, mark)) for one in source.versions]
-    return replace(source, versions=tuple(versions)), folder
+    return replace(source, versions=tuple(versions), folder=private)
 
 
 def remove_folder(folder: Path | None) -> None:
@@ -70,8 +71,7 @@ def _read_config(text: object) -> Mapping[str, Any]:
     return plain
 
 
-def _write_files(files: Mapping[str, Any]) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="lrai-override-"))
+def _write_files(files: Mapping[str, Any], folder: Path) -> None:
     try:
         for place, data in files.items():
             path = PurePosixPath(place)
@@ -82,10 +82,5 @@ def _write_files(files: Mapping[str, Any]) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(base64.b64decode(str(data), validate=True))
     except (OSError, binascii.Error) as error:
-        remove_folder(folder)
         message = f"a file of the request cannot be written: {error}"
         raise RepositoryError(message, hint="send files in base64") from error
-    except RepositoryError:
-        remove_folder(folder)
-        raise
-    return folder

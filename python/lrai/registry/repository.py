@@ -46,6 +46,8 @@ class ModelSource:
     labels: Mapping[str, tuple[str, ...]]
     """Class labels by output, from the label files that config.pbtxt names."""
     notes: tuple[str, ...]
+    folder: Path | None = None
+    """A private folder of its files, which goes when none of its versions is served."""
 
 
 class Repository:
@@ -68,20 +70,18 @@ class Repository:
 
     def names(self) -> list[str]:
         """Return the names of everything that looks like a model, sorted."""
-        if self.is_single:
-            return [self._root.stem if self._root.suffix == ".onnx" else self._root.name]
-        return sorted({_name_of(path) for path in self._candidates()})
+        return sorted(self._places())
 
     def strangers(self) -> list[str]:
         """Return the folders beside the models that look like no model, hidden ones left out."""
         if self.is_single:
             return []
-        folders = {path.name for path in _children(self._root) if path.is_dir()}
-        return sorted(folders - {path.name for path in self._candidates()})
+        models = {path for paths in self._places().values() for path in paths}
+        return [one.name for one in _children(self._root) if one.is_dir() and one not in models]
 
     def find(self, name: str) -> ModelSource:
         """Read one model: its configuration and the versions to serve."""
-        paths = self._paths_of(name)
+        paths = self._places().get(name, [])
         if not paths:
             raise ModelNotFoundError(
                 f"failed to load '{name}', failed to poll from model repository"
@@ -91,6 +91,10 @@ class Repository:
             raise RepositoryError(f"{both} are both called {name!r}", hint="rename one of them")
         check_name(name)
         return self.read(name, paths[0])
+
+    def path_of(self, name: str) -> Path | None:
+        """Return where the model lies, if it lies anywhere."""
+        return next(iter(self._places().get(name, [])), None)
 
     def read(self, name: str, path: Path, override: Mapping[str, Any] | None = None) -> ModelSource:
         """Read the model at `path`; `override` is a configuration that replaces config.pbtxt."""
@@ -129,17 +133,14 @@ class Repository:
             versions = tuple(_versions(source, folder))
         return replace(source, versions=versions)
 
-    def path_of(self, name: str) -> Path | None:
-        """Return where the model lies, if it lies anywhere."""
-        return next(iter(self._paths_of(name)), None)
-
-    def _paths_of(self, name: str) -> list[Path]:
-        if self.is_single:
-            return [self._root] if self.names() == [name] else []
-        return [path for path in self._candidates() if _name_of(path) == name]
-
-    def _candidates(self) -> Iterator[Path]:
-        return (path for path in _children(self._root) if _is_model(path))
+    def _places(self) -> dict[str, list[Path]]:
+        """Where the models of each name lie: one place, unless a name is given twice."""
+        places: dict[str, list[Path]] = {}
+        paths = [self._root] if self.is_single else filter(_is_model, _children(self._root))
+        for path in paths:
+            name = path.stem if path.suffix == ".onnx" else path.name
+            places.setdefault(name, []).append(path)
+        return places
 
     def _triton_config(self, name: str, file: Path) -> TritonConfig:
         if not file.is_file():
@@ -194,10 +195,6 @@ def _is_model(path: Path) -> bool:
         return any(name.isdecimal() or name in marks for name in os.listdir(path))
     except PermissionError:
         return True  # perhaps a model; reading it says what is wrong
-
-
-def _name_of(path: Path) -> str:
-    return path.stem if path.suffix == ".onnx" else path.name
 
 
 def _guess_backend(path: Path) -> str:

@@ -5,15 +5,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from lrai.core.model import DATATYPES
 from lrai.errors import RepositoryError
 
 # What the wire calls BYTES is a STRING in the configuration; every other name is the same.
 DATATYPE_OF_TYPE: Final[Mapping[str, str]] = {
-    f"TYPE_{'STRING' if name == 'BYTES' else name}": name
-    for name in (
-        *("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"),
-        *("FP16", "BF16", "FP32", "FP64", "BYTES"),
-    )
+    f"TYPE_{'STRING' if name == 'BYTES' else name}": name for name in DATATYPES
 }
 _BACKENDS: Final = {"onnxruntime_onnx": "onnxruntime", "onnxruntime": "onnxruntime"}
 _SILENT: Final = {"name", "model_transaction_policy", "metric_tags"}

@@ -12,6 +12,7 @@ import pytest
 
 from lrai.actors.messages import ActorSpec
 from lrai.actors.supervisor import Supervisor
+from lrai.backends.base import BackendSpec
 
 SLAB_BYTES = 1 << 20
 SLOT_BYTES = 1 << 16
@@ -220,8 +221,8 @@ async def data_plane():
 
 
 @pytest.fixture
-async def supervisor(data_plane):
-    supervisor = data_plane.supervisor = Supervisor(data_plane)
+async def supervisor(data_plane, tmp_path):
+    supervisor = data_plane.supervisor = Supervisor(data_plane, tmp_path)
     await supervisor.start()
     yield supervisor
     await supervisor.stop()
@@ -245,6 +246,6 @@ def python_model(tmp_path):
             *(f"    {line}" for line in predict.splitlines()),
         ]
         (tmp_path / "model.py").write_text("\n".join(lines))
-        return ActorSpec("double", "1", "python", str(tmp_path), **more)
+        return ActorSpec("double", "1", "python", BackendSpec(str(tmp_path)), **more)
 
     return write

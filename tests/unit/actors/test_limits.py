@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from lrai.actors import limits
-from lrai.actors.limits import ActorCgroup, private_bytes
+from lrai.actors.limits import close_cgroup, open_cgroup, private_bytes
 
 
 def run(code):
@@ -75,14 +75,18 @@ class TestCgroup:
 
     def test_an_actor_gets_a_cgroup_with_its_limit(self, tmp_path, monkeypatch):
         monkeypatch.setattr(limits, "_delegated", lambda root: root)
-        cgroup = ActorCgroup("a1", 4242, 1 << 20, tmp_path)
-        folder = tmp_path / "lrai-a1"
+        folder = open_cgroup("a1", 4242, 1 << 20, tmp_path)
+        assert folder == tmp_path / "lrai-a1"
         assert (tmp_path / "cgroup.subtree_control").read_text() == "+memory"
         assert (folder / "memory.max").read_text() == str(1 << 20)
         assert (folder / "cgroup.procs").read_text() == "4242"
         (folder / "memory.events").write_text("low 0\noom 1\noom_kill 1\n")
-        assert cgroup.close()
+        assert close_cgroup(folder)
+
+    def test_an_actor_that_left_in_peace_was_not_killed(self, tmp_path):
+        (tmp_path / "memory.events").write_text("oom_kill 0\n")
+        assert not close_cgroup(tmp_path)
 
     def test_without_delegation_there_is_none(self, tmp_path):
-        assert not ActorCgroup("a1", 4242, 1 << 20, tmp_path).close()
+        assert open_cgroup("a1", 4242, 1 << 20, tmp_path) is None
         assert list(Path(tmp_path).iterdir()) == []

@@ -4,22 +4,25 @@ import asyncio
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lrai.actors.messages import ActorSpec
+from lrai.actors.supervisor import Supervisor
+from lrai.backends.base import BackendSpec
 from lrai.errors import ModelLoadError
 
-NULL = ActorSpec("copy", "1", "null", "")
+NULL = ActorSpec("copy", "1", "null", BackendSpec(""))
 ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
 PAIR = np.ones((1, 2), np.float32)
 
 
 async def serve(supervisor, data_plane, spec, replicas=1):
     loaded = await supervisor.load(spec)
-    supervisor.adopt(loaded, key=7, replicas=replicas)
+    await supervisor.adopt(loaded, key=7, replicas=replicas)
     await data_plane.ready(replicas)
     return loaded
 
@@ -100,6 +103,24 @@ async def test_an_actor_that_allocates_without_end_meets_its_limit(
     assert "met its memory limit of 64 MiB; a successor starts at once" in caplog.text
 
 
+async def test_an_actor_without_a_limit_of_the_kernel_is_ended_when_it_is_too_large(
+    supervisor, data_plane, python_model, caplog
+):
+    # Devices need more address space than memory, so that only looking tells.
+    hungry = python_model("kept = np.ones(1 << 24)\ntime.sleep(60)", memory_limit_bytes=64 << 20)
+    spec = replace(hungry, model=replace(hungry.model, provider="cuda"))
+    await serve(supervisor, data_plane, spec)
+    batch = asyncio.ensure_future(data_plane.submit(1, [PAIR]))
+    async with asyncio.timeout(20):
+        while not data_plane.settled:
+            supervisor.check(data_plane.windows())
+            await asyncio.sleep(0.05)
+    with pytest.raises(ConnectionError):
+        await batch
+    assert data_plane.settled == [(1, "memory")]
+    assert "its memory limit is 64 MiB" in caplog.text
+
+
 async def test_an_actor_that_loops_for_ever_is_ended_as_a_hang(
     supervisor, data_plane, python_model, caplog
 ):
@@ -153,7 +174,7 @@ async def test_a_silent_idle_actor_is_ended(supervisor, data_plane):
 
 async def test_a_refused_model_is_told_in_a_sentence(supervisor):
     with pytest.raises(ModelLoadError, match="there is no backend 'nothing' hint: "):
-        await supervisor.load(ActorSpec("m", "1", "nothing", ""))
+        await supervisor.load(ActorSpec("m", "1", "nothing", BackendSpec("")))
 
 
 async def test_an_exception_in_load_is_told_in_a_sentence(supervisor, python_model):
@@ -196,11 +217,11 @@ async def test_a_killed_template_is_replaced_and_its_actors_go_on(supervisor, da
     assert (await data_plane.run(1, [ROWS]))[0].shape == (2, 4)
     loaded = await supervisor.load(NULL)
     assert supervisor._spawner.pids["null"] != template
-    await supervisor.discard(loaded)
+    await loaded.leave()
 
 
 async def test_a_template_killed_while_it_is_asked_is_asked_again(supervisor):
-    await supervisor.discard(await supervisor.load(NULL))
+    await (await supervisor.load(NULL)).leave()
     template = supervisor._spawner.pids["null"]
     os.kill(template, signal.SIGSTOP)
     loading = asyncio.ensure_future(supervisor.load(NULL))
@@ -208,11 +229,11 @@ async def test_a_template_killed_while_it_is_asked_is_asked_again(supervisor):
     os.kill(template, signal.SIGKILL)
     loaded = await loading
     assert title(loaded.pid).startswith("lrai: copy/1")
-    await supervisor.discard(loaded)
+    await loaded.leave()
 
 
 async def test_an_engine_that_cannot_fork_gets_a_fresh_process(supervisor, data_plane):
-    fresh = ActorSpec("copy", "1", "null", "", provider="cuda")
+    fresh = ActorSpec("copy", "1", "null", BackendSpec("", provider="cuda"))
     await serve(supervisor, data_plane, fresh)
     assert (await data_plane.run(1, [ROWS]))[0].shape == (2, 4)
     assert supervisor._spawner.pids == {}
@@ -230,13 +251,12 @@ async def test_an_actor_that_dies_before_it_is_attached_has_a_successor(supervis
         raise BrokenPipeError
 
     data_plane.attach = refuse_first
-    supervisor.adopt(loaded, key=7, replicas=1)
-    await data_plane.ready(1)
+    await supervisor.adopt(loaded, key=7, replicas=1)
     assert (await data_plane.run(1, [ROWS]))[0].shape == (2, 4)
 
 
 async def test_unload_leaves_no_process_and_no_descriptor(supervisor, data_plane):
-    await supervisor.discard(await supervisor.load(NULL))
+    await (await supervisor.load(NULL)).leave()
     before = len(os.listdir("/proc/self/fd"))
     loaded = await serve(supervisor, data_plane, NULL)
     data_plane.close(7)
@@ -303,3 +323,42 @@ async def test_restarts_come_at_once_until_three_have_died_without_an_answer(
     await data_plane.ready(4)
     assert caplog.text.count("a successor starts at once") == 2
     assert caplog.text.count("a successor starts in 0.1 s") == 1
+
+
+async def test_a_model_that_dies_three_times_before_it_is_ready_is_given_up(supervisor, data_plane):
+    loaded = await supervisor.load(NULL)
+
+    def refuse(key, link_fd):
+        os.close(link_fd)
+        raise BrokenPipeError
+
+    data_plane.attach = refuse
+    with pytest.raises(ModelLoadError, match="died 3 times before it was ready"):
+        await supervisor.adopt(loaded, key=7, replicas=1)
+    await supervisor.unload(7)
+    assert supervisor._actors == {}
+
+
+async def test_a_link_that_stays_open_after_the_end_keeps_no_successor_out(
+    supervisor, data_plane, python_model
+):
+    child = "if os.fork(): os._exit(1)\ntime.sleep(5)"
+    await serve(supervisor, data_plane, python_model(child))
+    batch = asyncio.ensure_future(data_plane.submit(1, [PAIR]))
+    await data_plane.ready(2)
+    assert data_plane.settled == [(1, "signal")]
+    batch.cancel()
+
+
+async def test_the_end_of_the_server_ends_all_at_once_and_raises_no_successor(
+    data_plane, tmp_path, caplog
+):
+    supervisor = data_plane.supervisor = Supervisor(data_plane, tmp_path)
+    await supervisor.start()
+    loaded = await serve(supervisor, data_plane, NULL, replicas=3)
+    others = [actor.pid for actor in supervisor._actors.values()]
+    assert loaded.pid in others
+    await supervisor.stop()
+    assert [pid for pid in others if Path(f"/proc/{pid}").exists()] == []
+    assert "a successor starts" not in caplog.text
+    data_plane.close(7)

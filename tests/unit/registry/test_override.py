@@ -22,35 +22,38 @@ def repository(tmp_path: Path) -> Repository:
     return Repository(settings, parse_config=str)
 
 
-@pytest.fixture(autouse=True)
-def _private_temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "temp").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temp"))
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
 
 
-def test_configuration_replaces_the_one_on_disk(repository: Repository) -> None:
-    source, folder = read_override(repository, "mlp", {"config": '{"max_batch_size": "16"}'})
-    assert folder is None
+def test_configuration_replaces_the_one_on_disk(repository: Repository, folder: Path) -> None:
+    parameters = {"config": '{"max_batch_size": "16"}'}
+    source = read_override(repository, "mlp", parameters, folder)
+    assert source.folder is None
     assert source.config.max_batch_size == 16
 
 
-def test_another_configuration_is_another_fingerprint(repository: Repository) -> None:
+def test_another_configuration_is_another_fingerprint(repository: Repository, folder: Path) -> None:
     marks = {
-        read_override(repository, "mlp", {"config": config})[0].versions[0].fingerprint
+        read_override(repository, "mlp", {"config": config}, folder).versions[0].fingerprint
         for config in ("{}", '{"max_batch_size": 4}')
     }
     assert len({*marks, repository.find("mlp").versions[0].fingerprint}) == 3
 
 
-def test_files_are_the_model_and_lie_in_a_private_folder(repository: Repository) -> None:
+def test_files_are_the_model_and_lie_in_a_private_folder(
+    repository: Repository, folder: Path
+) -> None:
     parameters = {"config": "{}", "file:2/model.onnx": MODEL}
-    source, folder = read_override(repository, "new", parameters)
-    assert folder is not None
-    assert folder.stat().st_mode & 0o077 == 0
+    source = read_override(repository, "new", parameters, folder)
+    assert source.folder is not None
+    assert source.folder.stat().st_mode & 0o077 == 0
     assert [version.version for version in source.versions] == ["2"]
     assert source.versions[0].path.read_bytes() == b"model"
-    remove_folder(folder)
-    assert not folder.exists()
+    remove_folder(source.folder)
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -67,13 +70,13 @@ def test_files_are_the_model_and_lie_in_a_private_folder(repository: Repository)
     ],
 )
 def test_wrong_override_is_refused_and_leaves_no_files(
-    repository: Repository, tmp_path: Path, parameters: dict[str, Any], sentence: str
+    repository: Repository, folder: Path, parameters: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(RepositoryError, match=sentence):
-        read_override(repository, "mlp", parameters)
-    assert list((tmp_path / "temp").iterdir()) == []
+        read_override(repository, "mlp", parameters, folder)
+    assert list(folder.iterdir()) == []
 
 
-def test_configuration_of_an_unknown_model_is_refused(repository: Repository) -> None:
+def test_configuration_of_an_unknown_model_is_refused(repository: Repository, folder: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="failed to load 'absent'"):
-        read_override(repository, "absent", {"config": json.dumps({})})
+        read_override(repository, "absent", {"config": json.dumps({})}, folder)

@@ -1,14 +1,17 @@
 """Triton's model repository extension: clients, or the files themselves, change what is served."""
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Protocol
 
 from lrai.errors import LraiError
 from lrai.gateway.native import Event, Gateway
 from lrai.log import get_log
 from lrai.registry.index import Index
-from lrai.registry.repository import Repository
+from lrai.registry.override import is_override, read_override
+from lrai.registry.repository import ModelSource, Repository
 
 _log = get_log("models")
 
@@ -22,7 +25,10 @@ class Models(Protocol):
         ...
 
     async def load(
-        self, name: str, parameters: Mapping[str, Any] | None = None, is_retrying: bool = True
+        self,
+        name: str,
+        read: Callable[[], ModelSource] | None = None,
+        is_retrying: bool = True,
     ) -> None:
         """Load what is new or changed of a model; raises LraiError."""
         ...
@@ -35,20 +41,26 @@ class Models(Protocol):
 class ModelControl:
     """Obeys commands and follows the disk."""
 
-    def __init__(self, models: Models, repository: Repository, gateway: Gateway) -> None:
-        """Know the rooms."""
+    def __init__(
+        self, models: Models, repository: Repository, gateway: Gateway, folder: Path
+    ) -> None:
+        """Know the rooms; models that clients send lie in `folder`."""
         self._models = models
         self._repository = repository
         self._gateway = gateway
+        self._folder = folder
 
     async def obey(self, command: Event) -> None:
         """Do what a client asks, then answer it; never raises."""
-        code, message = "", ""
+        code, message, read = "", "", None
         try:
-            if command.kind == "load":
-                await self._models.load(command.model, command.parameters)
-            else:
+            if command.kind == "unload":
                 await self._models.unload(command.model)
+            else:
+                name, parameters = command.model, command.parameters or {}
+                if is_override(parameters):
+                    read = partial(read_override, self._repository, name, parameters, self._folder)
+                await self._models.load(name, read)
         except LraiError as error:
             code, message = error.code, str(error)
             if not message.startswith("failed to "):

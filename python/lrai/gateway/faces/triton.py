@@ -38,7 +38,10 @@ def model_config(served: ServedModel) -> str:
         "default_model_filename": served.file_name,
         "cc_model_filenames": {},
         "metric_tags": {},
-        "parameters": {name: {"string_value": value} for name, value in served.parameters.items()},
+        "parameters": {
+            name: {"string_value": value}
+            for name, value in {**_labels(served), **served.parameters}.items()
+        },
         "model_warmup": [],
         "model_transaction_policy": {"decoupled": False},
         "response_cache": {"enable": False},
@@ -53,6 +56,11 @@ def model_config(served: ServedModel) -> str:
             "priority_queue_policy": {},
         }
     return json.dumps(config)
+
+
+def _labels(served: ServedModel) -> dict[str, str]:
+    """Class labels found in the model: a ModelConfig has no field for them, only a file's name."""
+    return {f"labels.{one.name}": json.dumps(one.labels) for one in served.outputs if one.labels}
 
 
 def _tensor_config(tensor: TensorInfo, served: ServedModel) -> dict[str, Any]:

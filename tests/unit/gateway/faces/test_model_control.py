@@ -9,7 +9,8 @@ from lrai.registry.repository import Repository
 
 def make_control(world: Any) -> ModelControl:
     settings: Settings = world.settings()
-    return ModelControl(world.lifecycle(), Repository(settings, parse_config=str), world.gateway)
+    repository = Repository(settings, parse_config=str)
+    return ModelControl(world.lifecycle(), repository, world.gateway, world.root)
 
 
 async def test_command_is_answered_when_it_is_done(world: Any) -> None:

@@ -37,7 +37,10 @@ def test_configuration_of_a_batched_model_leaves_out_the_batch_dimension() -> No
     assert config["dynamic_batching"]["preferred_batch_size"] == [16]
     assert config["dynamic_batching"]["max_queue_delay_microseconds"] == 500
     assert config["instance_group"][0]["count"] == 2
-    assert config["parameters"] == {"mode": {"string_value": "fast"}}
+    assert config["parameters"] == {
+        "labels.label": {"string_value": '["no", "yes"]'},
+        "mode": {"string_value": "fast"},
+    }
 
 
 def test_configuration_of_an_unbatched_model_has_full_shapes_and_no_batching() -> None:
