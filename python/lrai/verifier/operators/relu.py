@@ -32,4 +32,4 @@ class Relu(Operator):
         below = np.where(unstable, slopes, active)
         coefficients = rows * np.where(rows >= 0, below, chord)
         constants = np.where(unstable & (rows < 0), -rows * chord * lower, 0).sum(axis=1)
-        return (coefficients,), -constants
+        return (coefficients,), constants
