@@ -51,7 +51,7 @@ class Network:
         return sum(self.nodes[index].size for index in self.outputs)
 
     def values(self, x: Array) -> list[Array]:
-        """The value of every node, `(N, size)` each, for flat inputs `x` of shape `(N, input_size)`."""
+        """The value of every node, `(N, size)` each, for flat inputs `x` `(N, input_size)`."""
         found: list[Array] = []
         parts = iter(np.split(x, np.cumsum(self.sizes(self.inputs))[:-1], axis=1))
         for node in self.nodes:

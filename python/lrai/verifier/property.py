@@ -1,6 +1,7 @@
-"""A property: the unsafe set, as a union of cases, each a box of inputs and a few linear conditions."""
+"""A property: the unsafe set as a union of cases, each a box and a few linear conditions."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Case:
-    """Unsafe are the inputs x in the box with `output_rows @ y + input_rows @ x <= offset`, all rows."""
+    """Unsafe are the x in the box with `output_rows @ y + input_rows @ x <= offset` in all rows."""
 
     lower: Array
     """`(n_in,)`, never above what the file says."""
@@ -22,6 +23,25 @@ class Case:
     """`(m,)`, never below what the file says."""
     input_rows: Array | None = None
     """`(m, n_in)`; None stands for zeros."""
+    strict: tuple[int, ...] = ()
+    """Rows that the file states with `<`: a bound proves `<=`, but a witness must not touch them."""
+
+    def contains(self, x: Array, y: Array) -> bool:
+        """Whether the input `x` `(n_in,)` with the output `y` `(n_out,)` is unsafe, exactly."""
+        if not (np.all(self.lower <= x) and np.all(x <= self.upper)):
+            return False
+        if not np.all(np.isfinite(y)):
+            return False
+        rows = (
+            [self.output_rows] if self.input_rows is None else [self.output_rows, self.input_rows]
+        )
+        point = [Fraction(float(value)) for value in (*y, *x)]
+        for index, row in enumerate(np.concatenate(rows, axis=1)):
+            total = sum(Fraction(float(row[i])) * point[i] for i in np.flatnonzero(row))
+            limit = Fraction(float(self.offset[index]))
+            if total > limit or (total == limit and index in self.strict):
+                return False
+        return True
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from lrai.verifier.operators.base import Array, Box, Operator
+from lrai.verifier.operators.base import Array, Linear
 
 
-class Affine(Operator):
-    """y = sum_i x_i @ weights_i + bias (Gemm, MatMul, Add, Sub, Mul by constants, BatchNormalization)."""
+class Affine(Linear):
+    """y = sum_i x_i @ weights_i + bias: Gemm, MatMul, Add, Sub, Mul by constants, BatchNormalization."""
 
     def __init__(self, weights: tuple[Array, ...], bias: Array) -> None:
         """Take weights of shape `(n_i, n)` and a bias of shape `(n,)`."""
@@ -14,31 +14,20 @@ class Affine(Operator):
         self._sizes = tuple(np.abs(weight) for weight in weights)
         self.terms = sum(weight.shape[0] for weight in weights) + 1
 
-    def evaluate(self, *values: Array) -> Array:
-        """See Operator."""
-        total = self.bias
-        for value, weight in zip(values, self.weights, strict=True):
-            total = total + value @ weight
+    def map(self, *values: Array) -> Array:
+        """See Linear."""
+        total = values[0] @ self.weights[0]
+        for value, weight in zip(values[1:], self.weights[1:], strict=True):
+            total += value @ weight
         return total
 
-    def interval(self, *boxes: Box) -> Box:
-        """See Operator."""
-        centre = self.evaluate(*((box.lower + box.upper) / 2 for box in boxes))
-        radius = sum(
-            (box.upper - box.lower) / 2 @ size for box, size in zip(boxes, self._sizes, strict=True)
-        )
-        return Box(centre - radius, centre + radius)
-
-    def magnitude(self, *boxes: Box) -> Array:
-        """See Operator."""
-        total = np.abs(self.bias)
-        for box, size in zip(boxes, self._sizes, strict=True):
-            total = total + box.magnitude @ size
+    def spread(self, *radii: Array) -> Array:
+        """See Linear."""
+        total = radii[0] @ self._sizes[0]
+        for radius, size in zip(radii[1:], self._sizes[1:], strict=True):
+            total += radius @ size
         return total
 
-    def backward(
-        self, rows: Array, boxes: tuple[Box, ...], slopes: Array | None = None
-    ) -> tuple[tuple[Array, ...], Array]:
-        """See Operator."""
-        del boxes, slopes
-        return tuple(rows @ weight.T for weight in self.weights), rows @ self.bias
+    def transpose(self, rows: Array) -> tuple[Array, ...]:
+        """See Linear."""
+        return tuple(rows @ weight.T for weight in self.weights)

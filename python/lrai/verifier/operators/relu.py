@@ -2,11 +2,13 @@
 
 import numpy as np
 
-from lrai.verifier.operators.base import Array, Box, Operator
+from lrai.verifier.operators.base import Array, Box, Elementwise, Planes
 
 
-class Relu(Operator):
+class Relu(Elementwise):
     """y = max(x, 0): below by slope * x, above by the chord (the triangle of Ehlers 2017)."""
+
+    adjustable = True
 
     def evaluate(self, *values: Array) -> Array:
         """See Operator."""
@@ -16,20 +18,15 @@ class Relu(Operator):
         """See Operator."""
         return Box(np.maximum(boxes[0].lower, 0), np.maximum(boxes[0].upper, 0))
 
-    def magnitude(self, *boxes: Box) -> Array:
-        """See Operator."""
-        return boxes[0].magnitude
+    def planes(self, box: Box, slopes: Array | None = None) -> Planes:
+        """See Elementwise; the default slope is 1 where that triangle is smaller, else 0.
 
-    def backward(
-        self, rows: Array, boxes: tuple[Box, ...], slopes: Array | None = None
-    ) -> tuple[tuple[Array, ...], Array]:
-        """See Operator; the default slope is 1 where that triangle is smaller, else 0."""
-        lower, upper = boxes[0].lower, boxes[0].upper
-        active, unstable = lower >= 0, (lower < 0) & (upper > 0)
-        chord = np.where(unstable, upper / np.where(unstable, upper - lower, 1), active)
+        With a = min(l, 0) and b = max(u, 0) the chord b / (b - a) is 1 or 0 where x has one sign.
+        """
+        below, above = np.minimum(box.lower, 0), np.maximum(box.upper, 0)
+        chord = above / np.maximum(above - below, np.finfo(np.float64).tiny)
         if slopes is None:
-            slopes = (upper > -lower).astype(np.float64)
-        below = np.where(unstable, slopes, active)
-        coefficients = rows * np.where(rows >= 0, below, chord)
-        constants = np.where(unstable & (rows < 0), -rows * chord * lower, 0).sum(axis=1)
-        return (coefficients,), constants
+            lower = (above > -below).astype(np.float64)
+        else:
+            lower = np.where((below < 0) & (above > 0), slopes, chord)
+        return Planes(lower, np.zeros_like(lower), chord, -chord * below)
