@@ -24,7 +24,7 @@ class Case:
     input_rows: Array | None = None
     """`(m, n_in)`; None stands for zeros."""
     strict: tuple[int, ...] = ()
-    """Rows that the file states with `<`: a bound proves `<=`, but a witness must not touch them."""
+    """Rows stated with `<`: proofs exclude equality too, and a witness must not have it."""
 
     def contains(self, x: Array, y: Array) -> bool:
         """Whether the input `x` `(n_in,)` with the output `y` `(n_out,)` is unsafe, exactly."""
