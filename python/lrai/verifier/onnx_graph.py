@@ -1,0 +1,129 @@
+"""What `onnx_reader` knows while it walks over a model: values, nodes, and how to evaluate one."""
+
+import copy
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrai.errors import UnsupportedOperatorError, VerifierError
+from lrai.verifier.network import Node
+from lrai.verifier.operators.base import Array, Linear, Operator
+from lrai.verifier.operators.linear import Select
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the model: a constant, or a node of the network in row-major order."""
+
+    shape: tuple[int, ...]
+    node: int = -1
+    constant: NDArray[Any] | None = None
+    levels: tuple[float, float] | None = None
+    """Scale s and zero point z of an integer tensor, whose levels are `node / s + z`."""
+
+    @property
+    def floats(self) -> Array:
+        """The constant as float64; raises VerifierError where the value is none."""
+        if self.constant is None:
+            raise VerifierError("a constant is missing.", "give the model its initializers")
+        return np.asarray(self.constant, np.float64)
+
+
+@dataclass
+class Graph:
+    """The network as far as it is read."""
+
+    opset: int
+    consumers: Counter[str]
+    values: dict[str, Value] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
+
+    def add(
+        self,
+        name: str,
+        operator: Operator | None,
+        inputs: tuple[int, ...],
+        shape: tuple[int, ...],
+    ) -> Value:
+        """Append a node; its value has that ONNX shape, batch dimension included."""
+        kept = shape[1:] if len(shape) > 1 and shape[0] == 1 else shape
+        self.nodes.append(Node(name, operator, inputs, kept))
+        return Value(shape, len(self.nodes) - 1)
+
+    def select(
+        self, name: str, inputs: tuple[Value, ...], indices: NDArray[np.int64], constants: Array
+    ) -> Value:
+        """A value made of elements of others; the very same elements make no node."""
+        sizes = tuple(int(np.prod(value.shape, dtype=np.int64)) for value in inputs)
+        flat = indices.reshape(-1).astype(np.intp)
+        if len(inputs) == 1 and np.array_equal(flat, np.arange(sizes[0])):
+            return replace(inputs[0], shape=indices.shape)
+        operator = Select(flat, sizes, constants)
+        return self.add(name, operator, tuple(value.node for value in inputs), indices.shape)
+
+    def broadcast(self, name: str, value: Value, shape: tuple[int, ...]) -> Value:
+        """The value repeated along the axes that it lacks."""
+        size = int(np.prod(value.shape, dtype=np.int64))
+        indices = np.broadcast_to(np.arange(size).reshape(value.shape), shape)
+        return self.select(name, (value,), indices, np.empty(0))
+
+    def add_bias(self, name: str, source: str, value: Value, bias: Array) -> Value | None:
+        """The value of `source` plus a constant inside its own node, where that is the same sum."""
+        operator = self.nodes[value.node].operator
+        if self.consumers[source] != 1 or not isinstance(operator, Linear) or operator.bias.any():
+            return None
+        if operator.terms < 2 or operator.bias.size != bias.size:
+            return None
+        fused = copy.copy(operator)
+        fused.bias = bias.reshape(-1)
+        self.nodes[value.node] = replace(self.nodes[value.node], name=name, operator=fused)
+        return value
+
+    def name(self, node: "onnx.NodeProto") -> str:
+        """The node's name, or its output's where it has none."""
+        return str(node.name or node.output[0])
+
+
+def attributes(node: "onnx.NodeProto") -> dict[str, Any]:
+    """The attributes that a node states; strings as str."""
+    import onnx
+
+    found = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+    return {
+        name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()
+    }
+
+
+def evaluate(
+    node: "onnx.NodeProto", arrays: list[NDArray[Any] | None], opset: int
+) -> list[NDArray[Any]]:
+    """The outputs of one node by ONNX's reference evaluator; raises UnsupportedOperatorError."""
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    plain = onnx.NodeProto()
+    plain.CopyFrom(node)
+    plain.domain = ""
+    inputs, outputs = (
+        [onnx.helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(names) if name]
+        for names in (node.input, node.output)
+    )
+    graph = onnx.helper.make_graph([plain], "node", inputs, outputs)
+    # The types of `com.microsoft` quantisation joined the standard in opset 21.
+    version = max(opset, 21) if node.domain == "com.microsoft" else opset
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
+    feeds = {name: array for name, array in zip(node.input, arrays, strict=True) if name}
+    try:
+        return list(ReferenceEvaluator(model).run(None, feeds))
+    except Exception as error:
+        raise UnsupportedOperatorError(
+            f"{node.name or node.output[0]}: the reference evaluator cannot run {node.op_type}: "
+            f"{error}.",
+            "check the node with onnx.checker",
+        ) from error
