@@ -145,6 +145,13 @@ class Elementwise(Operator):
         `slopes` `(N, n)` in [0, 1] is ignored by operators that are not adjustable.
         """
 
+    def bent(self, box: Box) -> NDArray[np.bool_]:
+        """`(N, n)`: where the two lines differ, so that tighter intervals help."""
+        planes = self.planes(box)
+        slopes = planes.lower_slope != planes.upper_slope
+        bent: NDArray[np.bool_] = slopes | (planes.lower_constant != planes.upper_constant)
+        return bent
+
     def magnitude(self, *boxes: Box) -> Array:
         """See Operator."""
         return boxes[0].magnitude

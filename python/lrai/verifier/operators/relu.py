@@ -1,6 +1,7 @@
 """Relu, the piecewise-linear operator that the search splits."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lrai.verifier.operators.base import Array, Box, Elementwise, Planes
 
@@ -17,6 +18,11 @@ class Relu(Elementwise):
     def interval(self, *boxes: Box) -> Box:
         """See Operator."""
         return Box(np.maximum(boxes[0].lower, 0), np.maximum(boxes[0].upper, 0))
+
+    def bent(self, box: Box) -> NDArray[np.bool_]:
+        """See Elementwise."""
+        bent: NDArray[np.bool_] = (box.lower < 0) & (box.upper > 0)
+        return bent
 
     def planes(self, box: Box, slopes: Array | None = None) -> Planes:
         """See Elementwise; the default slope is 1 where that triangle is smaller, else 0.
