@@ -137,14 +137,28 @@ class Bounds:
         trace: Trace | None = None,
     ) -> Array:
         """`(R,)`: lower bounds of `rows @ outputs`, rows `(R, n_out)`; nan where there is none."""
-        network = self.network
-        parts = np.split(rows, np.cumsum(network.sizes(network.outputs))[:-1], axis=1)
-        pending: dict[int, Array] = {}
-        for index, part in zip(network.outputs, parts, strict=True):
-            pending[index] = pending[index] + part if index in pending else part
-        return self._walk(
-            _Walk(pending, np.zeros(len(rows)), region, choice or Choice(), trace), regions
-        )
+        start = self._outputs(rows)
+        walk = _Walk(start, np.zeros(len(rows)), region, choice or Choice(), trace)
+        return self._walk(walk, regions)
+
+    def sensitivity(self, rows: Array, regions: Regions, region: Index | None = None) -> Array:
+        """`(R, n_in)`: the slopes of `rows @ outputs` along the upper lines; steers splits only.
+
+        The default lower slopes would hide inputs behind zeros.
+        """
+        trace = Trace()
+        pending = self._outputs(rows)
+        self._walk(_Walk(pending, np.zeros(len(rows)), region, trace=trace, chords=True), regions)
+        assert trace.coefficients is not None
+        return trace.coefficients
+
+    def lines(self, index: int, regions: Regions, choice: Choice) -> Planes:
+        """The lines of an elementwise node, one row per region."""
+        slopes, planes = choice.slopes.get(index), regions.planes[index]
+        if slopes is None and planes is not None:
+            return planes
+        source = self.network.nodes[index].inputs[0]
+        return self._lines(index, regions, regions.boxes[source], slopes)[0]
 
     # ---- one node, forwards --------------------------------------------------------------------
 
@@ -240,6 +254,15 @@ class Bounds:
             pending[source] = pending[source] + rows if source in pending else rows
         return _Walk(pending, np.concatenate([bias - error, -bias - error]), both)
 
+    def _outputs(self, rows: Array) -> dict[int, Array]:
+        """Rows of the flat output, node by node."""
+        network = self.network
+        parts = np.split(rows, np.cumsum(network.sizes(network.outputs))[:-1], axis=1)
+        pending: dict[int, Array] = {}
+        for index, part in zip(network.outputs, parts, strict=True):
+            pending[index] = pending[index] + part if index in pending else part
+        return pending
+
     # ---- backwards -----------------------------------------------------------------------------
 
     def _walk(self, walk: "_Walk", regions: Regions) -> Array:
@@ -271,15 +294,11 @@ class Bounds:
         return walk.total - TINY
 
     def _elementwise(self, index: int, rows: Array, walk: "_Walk", regions: Regions) -> Array:
-        slopes = walk.choice.slopes.get(index)
-        if slopes is None:
-            planes = regions.planes[index]
-            assert planes is not None
-        else:
-            source = self.network.nodes[index].inputs[0]
-            planes, _ = self._lines(index, regions, regions.boxes[source], slopes)
+        planes = self.lines(index, regions, walk.choice)
         if walk.region is not None:
             planes = planes.take(walk.region)
+        if walk.chords:
+            return rows * planes.upper_slope
         above = np.maximum(rows, 0)
         below = np.minimum(rows, 0)
         walk.total += _dot(above, planes.lower_constant)
@@ -314,6 +333,8 @@ class _Walk:
     region: Index | None = None
     choice: Choice = field(default_factory=Choice)
     trace: Trace | None = None
+    chords: bool = False
+    """Follow the upper lines whatever the sign: no bound, but a sensitivity."""
 
     def send(self, sources: tuple[int, ...], rows: tuple[Array, ...]) -> None:
         """Add rows to what arrived at the inputs of a node."""

@@ -29,6 +29,14 @@ class Regions:
     planes: list[Planes | None] = field(default_factory=list)
     """Lines of elementwise nodes with the default slopes, moved apart by the error terms."""
 
+    def take(self, rows: Index) -> "Regions":
+        """Some of the regions, repeated as often as they are named."""
+        return Regions(
+            [box.take(rows) for box in self.boxes],
+            [error.take(rows, axis=0) for error in self.errors],
+            [None if planes is None else planes.take(rows) for planes in self.planes],
+        )
+
 
 class Graph:
     """A network's nodes from the bounds' point of view."""
