@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,11 @@ class Value:
     constant: NDArray[Any] | None = None
     levels: tuple[float, float] | None = None
     """Scale s and zero point z of an integer tensor, whose levels are `node / s + z`."""
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
 
     @property
     def floats(self) -> Array:
@@ -60,7 +66,7 @@ class Graph:
         self, name: str, inputs: tuple[Value, ...], indices: NDArray[np.int64], constants: Array
     ) -> Value:
         """A value made of elements of others; the very same elements make no node."""
-        sizes = tuple(int(np.prod(value.shape, dtype=np.int64)) for value in inputs)
+        sizes = tuple(value.size for value in inputs)
         flat = indices.reshape(-1).astype(np.intp)
         if len(inputs) == 1 and np.array_equal(flat, np.arange(sizes[0])):
             return replace(inputs[0], shape=indices.shape)
@@ -69,8 +75,7 @@ class Graph:
 
     def broadcast(self, name: str, value: Value, shape: tuple[int, ...]) -> Value:
         """The value repeated along the axes that it lacks."""
-        size = int(np.prod(value.shape, dtype=np.int64))
-        indices = np.broadcast_to(np.arange(size).reshape(value.shape), shape)
+        indices = np.broadcast_to(np.arange(value.size).reshape(value.shape), shape)
         return self.select(name, (value,), indices, np.empty(0))
 
     def add_bias(self, name: str, source: str, value: Value, bias: Array) -> Value | None:
@@ -85,9 +90,52 @@ class Graph:
         self.nodes[value.node] = replace(self.nodes[value.node], name=name, operator=fused)
         return value
 
+    def loosen(self, value: Value, terms: int) -> None:
+        """Allow more roundings to a linear operator whose weights runtimes fold into others."""
+        node = self.nodes[value.node]
+        if isinstance(node.operator, Linear) and node.operator.terms:
+            loose = copy.copy(node.operator)
+            loose.terms += terms
+            self.nodes[value.node] = replace(node, operator=loose)
+
+    def groups(self, name: str, value: Value, axes: tuple[int, ...]) -> Value:
+        """The value with these axes moved behind the others and flattened into one."""
+        kept = tuple(axis for axis in range(len(value.shape)) if axis not in axes)
+        order = np.arange(value.size).reshape(value.shape).transpose(kept + axes)
+        shape = tuple(value.shape[axis] for axis in kept)
+        return self.select(name, (value,), order.reshape(*shape, -1), np.empty(0))
+
     def name(self, node: "onnx.NodeProto") -> str:
         """The node's name, or its output's where it has none."""
         return str(node.name or node.output[0])
+
+
+Inputs = Sequence[Value | None]
+Builder = Callable[[Graph, "onnx.NodeProto", Inputs], Sequence[Value]]
+
+
+def refuse(graph: Graph, node: "onnx.NodeProto", what: str) -> UnsupportedOperatorError:
+    """The error for a node that is supported only in another form."""
+    return UnsupportedOperatorError(
+        f"{graph.name(node)}: {node.op_type} with {what} has no bounds.",
+        "simplify the model, or verify a part of it",
+    )
+
+
+def unpack(graph: Graph, node: "onnx.NodeProto", inputs: Inputs, count: int) -> list[Value]:
+    """The first inputs, all given and none an integer tensor."""
+    found = [value for value in inputs[:count] if value is not None and value.levels is None]
+    if len(found) != count:
+        raise refuse(graph, node, f"fewer than {count} floating point inputs")
+    return found
+
+
+def constant(graph: Graph, node: "onnx.NodeProto", inputs: Inputs, place: int) -> Array | None:
+    """The constant input at that place as float64; None where it is left out."""
+    value = inputs[place] if place < len(inputs) else None
+    if value is not None and value.constant is None:
+        raise refuse(graph, node, f"an input {place} that varies")
+    return None if value is None else value.floats
 
 
 def attributes(node: "onnx.NodeProto") -> dict[str, Any]:

@@ -1,38 +1,32 @@
-"""ONNX nodes to operators: one builder per kind of node, and the table of all."""
+"""ONNX nodes to operators: the table of all builders, and those that only move elements."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lrai.errors import UnsupportedOperatorError
-from lrai.verifier.onnx_graph import Graph, Value, attributes, evaluate
-from lrai.verifier.operators.affine import Affine
-from lrai.verifier.operators.base import Array, Operator
-from lrai.verifier.operators.linear import Contract, Scale, Sum
+from lrai.verifier.onnx_arithmetic import ARITHMETIC
+from lrai.verifier.onnx_graph import (
+    Builder,
+    Graph,
+    Inputs,
+    Value,
+    attributes,
+    constant,
+    evaluate,
+    refuse,
+    unpack,
+)
+from lrai.verifier.onnx_layers import LAYERS
+from lrai.verifier.operators.base import Operator
+from lrai.verifier.operators.curve import Clip, LeakyRelu
+from lrai.verifier.operators.linear import Scale
 from lrai.verifier.operators.relu import Relu
+from lrai.verifier.operators.smooth import Erf, Exp, Gelu, Reciprocal, Sigmoid, Sqrt, Tanh
 
 if TYPE_CHECKING:
     import onnx
-
-Inputs = Sequence[Value | None]
-Builder = Callable[[Graph, "onnx.NodeProto", Inputs], Sequence[Value]]
-
-
-def refuse(graph: Graph, node: "onnx.NodeProto", what: str) -> UnsupportedOperatorError:
-    """The error for a node that is supported only in another form."""
-    return UnsupportedOperatorError(
-        f"{graph.name(node)}: {node.op_type} with {what} has no bounds.",
-        "simplify the model, or verify a part of it",
-    )
-
-
-def unpack(graph: Graph, node: "onnx.NodeProto", inputs: Inputs, count: int) -> list[Value]:
-    """The first inputs, all given and none an integer tensor."""
-    found = [value for value in inputs[:count] if value is not None and value.levels is None]
-    if len(found) != count:
-        raise refuse(graph, node, f"fewer than {count} floating point inputs")
-    return found
 
 
 def elementwise(make: Callable[[dict[str, Any]], Operator]) -> Builder:
@@ -50,32 +44,31 @@ def movement(*data: int) -> Builder:
     """A builder for a node that only moves elements of the inputs at these places (none: all)."""
 
     def build(graph: Graph, node: "onnx.NodeProto", inputs: Inputs) -> Sequence[Value]:
-        arrays: list[Any] = [None if value is None else value.constant for value in inputs]
-        moved: list[Value] = []
-        constants: list[Array] = []
-        total = sum(_size(value) for value in inputs if value is not None and value.node >= 0)
-        start = 0
-        for position in data or range(len(inputs)):
-            value = inputs[position]
-            if value is None:
-                raise refuse(graph, node, f"no input {position}")
-            if value.constant is None:
-                moved.append(value)
-                first, start = start, start + _size(value)
-            else:
-                constants.append(value.floats.reshape(-1))
-                first, total = total, total + _size(value)
-            arrays[position] = np.arange(first, first + _size(value)).reshape(value.shape)
-        if start != sum(_size(v) for v in inputs if v is not None and v.node >= 0):
+        places = data or tuple(range(len(inputs)))
+        moved = [value for value in inputs if value is not None and value.constant is None]
+        fixed = [value for place in places if (value := inputs[place]) and value.node < 0]
+        if len(moved) + len(fixed) != len(places):
             raise refuse(graph, node, "indices that are not constant")
         levels = {value.levels for value in moved}
-        if len(levels) > 1 or (constants and levels != {None}):
+        if len(levels) > 1 or (fixed and levels != {None}):
             raise refuse(graph, node, "integer tensors of several scales")
-        pool = np.concatenate([np.empty(0), *constants])
+        arrays = [None if value is None else value.constant for value in inputs]
+        starts = dict.fromkeys(places, 0)
+        start = 0
+        for place in sorted(places, key=lambda place: _present(inputs[place]).node < 0):
+            value = _present(inputs[place])
+            starts[place], start = start, start + value.size
+            arrays[place] = np.arange(starts[place], start).reshape(value.shape)
+        pool = np.concatenate([np.empty(0), *(value.floats.reshape(-1) for value in fixed)])
         found = evaluate(node, arrays, graph.opset)
         return [graph.select(graph.name(node), tuple(moved), item, pool) for item in found]
 
     return build
+
+
+def _present(value: Value | None) -> Value:
+    assert value is not None
+    return value
 
 
 def _identity(graph: Graph, node: "onnx.NodeProto", inputs: Inputs) -> Sequence[Value]:
@@ -84,91 +77,64 @@ def _identity(graph: Graph, node: "onnx.NodeProto", inputs: Inputs) -> Sequence[
         raise refuse(graph, node, "no input")
     if node.op_type == "Dropout" and any(graph.consumers[name] for name in node.output[1:]):
         raise refuse(graph, node, "a mask that is used")
-    mode = inputs[2] if len(inputs) > 2 else None
-    if mode is not None and (mode.constant is None or mode.constant.any()):
+    mode = constant(graph, node, inputs, 2)
+    if mode is not None and mode.any():
         raise refuse(graph, node, "training mode")
     return [value]
 
 
-def _add(graph: Graph, node: "onnx.NodeProto", inputs: Inputs) -> Sequence[Value]:
-    left, right = unpack(graph, node, inputs, 2)
-    shape = np.broadcast_shapes(left.shape, right.shape)
-    name, sign = graph.name(node), -1.0 if node.op_type == "Sub" else 1.0
-    if left.constant is None and right.constant is None:
-        parts = [graph.broadcast(name, value, shape) for value in (left, right)]
-        operator: Operator = Sum((1.0, sign), int(np.prod(shape)))
-        return [graph.add(name, operator, tuple(value.node for value in parts), shape)]
-    if left.constant is None:
-        source, value, factor, bias = node.input[0], left, 1.0, sign * right.floats
-    else:
-        source, value, factor, bias = node.input[1], right, sign, left.floats
-    bias = np.broadcast_to(bias, shape).reshape(-1)
-    if factor == 1.0 and not bias.any():
-        return [graph.broadcast(name, value, shape)]
-    if factor == 1.0 and value.shape == shape:
-        fused = graph.add_bias(name, source, value, bias)
-        if fused is not None:
-            return [fused]
-    value = graph.broadcast(name, value, shape)
-    operator = Scale(np.full(bias.size, factor), bias, terms=1)
-    return [graph.add(name, operator, (value.node,), shape)]
+def _cast(graph: Graph, node: "onnx.NodeProto", inputs: Inputs) -> Sequence[Value]:
+    import onnx
+
+    (value,) = unpack(graph, node, inputs, 1)
+    if attributes(node)["to"] not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
+        raise refuse(graph, node, "a type other than float32 and float64")
+    operator = Scale(np.ones(value.size), np.zeros(value.size), terms=1)
+    return [graph.add(graph.name(node), operator, (value.node,), value.shape)]
 
 
-def _mat_mul(graph: Graph, node: "onnx.NodeProto", inputs: Inputs) -> Sequence[Value]:
-    left, right = unpack(graph, node, inputs, 2)
-    name = graph.name(node)
-    shape = _product_shape(left.shape, right.shape)
-    if _is_matrix(right):
-        weights = right.floats.reshape(right.shape[-2:] if len(right.shape) > 1 else (-1, 1))
-        outer = _size(left) // weights.shape[0]
-        if outer == 1:
-            operator: Operator = Affine((weights,), np.zeros(weights.shape[1]))
-        else:
-            operator = Contract(weights, outer, 1)
-        return [graph.add(name, operator, (left.node,), shape)]
-    if left.constant is not None and left.floats.ndim == 2:
-        weights = left.floats.T
-        inner = right.shape[-1] if len(right.shape) > 1 else 1
-        outer = _size(right) // (weights.shape[0] * inner)
-        return [graph.add(name, Contract(weights, outer, inner), (right.node,), shape)]
-    raise refuse(graph, node, "these shapes")
-
-
-def _gemm(graph: Graph, node: "onnx.NodeProto", inputs: Inputs) -> Sequence[Value]:
-    left, right = unpack(graph, node, inputs, 2)
+def _clip(graph: Graph, node: "onnx.NodeProto", inputs: Inputs) -> Sequence[Value]:
+    (value,) = unpack(graph, node, inputs, 1)
     stated = attributes(node)
-    bias = inputs[2] if len(inputs) > 2 else None
-    if right.constant is None or left.constant is not None or stated.get("transA", 0):
-        raise refuse(
-            graph, node, "a first input that is constant or transposed, or a varying second"
-        )
-    if bias is not None and bias.constant is None:
-        raise refuse(graph, node, "a bias that varies")
-    weights = (right.floats.T if stated.get("transB", 0) else right.floats) * stated.get("alpha", 1)
-    shape = (left.shape[0], weights.shape[1])
-    added = np.zeros(shape)
-    if bias is not None:
-        added = added + bias.floats * stated.get("beta", 1)
-    operator: Affine | Contract = (
-        Affine((weights,), added.reshape(-1)) if shape[0] == 1 else Contract(weights, shape[0], 1)
+    low, high = constant(graph, node, inputs, 1), constant(graph, node, inputs, 2)
+    operator = Clip(
+        float(stated.get("min", -np.inf) if low is None else low),
+        float(stated.get("max", np.inf) if high is None else high),
     )
-    operator.bias = added.reshape(-1)
-    operator.terms += 2 * (stated.get("alpha", 1) != 1 or stated.get("beta", 1) != 1)
-    return [graph.add(graph.name(node), operator, (left.node,), shape)]
+    return [graph.add(graph.name(node), operator, (value.node,), value.shape)]
 
 
-def _size(value: Value) -> int:
-    return int(np.prod(value.shape, dtype=np.int64))
+def _p_relu(graph: Graph, node: "onnx.NodeProto", inputs: Inputs) -> Sequence[Value]:
+    (value,) = unpack(graph, node, inputs, 1)
+    slope = constant(graph, node, inputs, 1)
+    if slope is None:
+        raise refuse(graph, node, "no slope")
+    operator = LeakyRelu(np.broadcast_to(slope, value.shape).reshape(-1))
+    return [graph.add(graph.name(node), operator, (value.node,), value.shape)]
 
 
-def _is_matrix(value: Value) -> bool:
-    return value.constant is not None and all(size == 1 for size in value.shape[:-2])
+def _pad(graph: Graph, node: "onnx.NodeProto", inputs: Inputs) -> Sequence[Value]:
+    import onnx
 
-
-def _product_shape(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
-    rows = left[-2:-1] if len(left) > 1 else ()
-    columns = right[-1:] if len(right) > 1 else ()
-    return np.broadcast_shapes(left[:-2], right[:-2]) + rows + columns
+    (value,) = unpack(graph, node, inputs, 1)
+    stated = attributes(node)
+    filler = constant(graph, node, inputs, 2)
+    content = float(stated.get("value", 0) if filler is None else filler)
+    plain = onnx.NodeProto()
+    plain.CopyFrom(node)
+    indices = np.arange(value.size, dtype=np.float64).reshape(value.shape)
+    arrays: list[NDArray[Any] | None] = [indices]
+    arrays += (None if item is None else item.constant for item in inputs[1:])
+    if stated.get("mode", "constant") == "constant" and len(arrays) > 1:
+        # The filler becomes the index of the one constant behind the value's elements.
+        axes = [*plain.input[3:4]]
+        del plain.input[2:]
+        plain.input.extend(["filler", *axes])
+        arrays = [indices, arrays[1], np.array(value.size, np.float64), *arrays[3:4]]
+    elif stated.get("mode", "constant") == "constant":
+        raise refuse(graph, node, "pads as an attribute")
+    (found,) = evaluate(plain, arrays, graph.opset)
+    return [graph.select(graph.name(node), (value,), found, np.array([content]))]
 
 
 _MOVEMENTS = (
@@ -177,13 +143,25 @@ _MOVEMENTS = (
 )
 
 BUILDERS: dict[str, Builder] = {
-    "Add": _add,
-    "Sub": _add,
-    "MatMul": _mat_mul,
-    "Gemm": _gemm,
     "Relu": elementwise(lambda _: Relu()),
+    "LeakyRelu": elementwise(lambda stated: LeakyRelu(float(stated.get("alpha", 0.01)))),
+    "PRelu": _p_relu,
+    "Abs": elementwise(lambda _: LeakyRelu(-1.0)),
+    "Clip": _clip,
+    "Sigmoid": elementwise(lambda _: Sigmoid()),
+    "Tanh": elementwise(lambda _: Tanh()),
+    "Erf": elementwise(lambda _: Erf()),
+    "Exp": elementwise(lambda _: Exp()),
+    "Sqrt": elementwise(lambda _: Sqrt()),
+    "Reciprocal": elementwise(lambda _: Reciprocal()),
+    "Gelu": elementwise(lambda stated: Gelu(stated.get("approximate", "none") == "tanh")),
     "Identity": _identity,
     "Dropout": _identity,
+    "Cast": _cast,
+    "Pad": _pad,
     "Concat": movement(),
     "Where": movement(1, 2),
-} | {kind: movement(0) for kind in _MOVEMENTS}
+    **{kind: movement(0) for kind in _MOVEMENTS},
+    **ARITHMETIC,
+    **LAYERS,
+}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lrai.errors import UnsupportedOperatorError, VerifierError
+from lrai.errors import LraiError, UnsupportedOperatorError, VerifierError
 from lrai.verifier.network import Network
 from lrai.verifier.onnx_graph import Graph, Value, evaluate
 from lrai.verifier.onnx_operators import BUILDERS
@@ -63,14 +63,17 @@ def _load(path: Path) -> tuple["onnx.ModelProto", str]:
     import onnx
 
     try:
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
-        return model, hashlib.sha256(path.read_bytes()).hexdigest()
-    except Exception as error:  # protobuf, the checker and the file system have one base only
+        model, digest = onnx.load(path), hashlib.sha256(path.read_bytes()).hexdigest()
+    except Exception as error:  # protobuf and the file system have no other base in common
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise VerifierError(
             f"cannot read the model {path}: {reason}.", "give a valid .onnx file"
         ) from error
+    if not model.graph.input or not model.graph.output:
+        raise VerifierError(
+            f"the model {path} has no inputs or no outputs.", "give a valid .onnx file"
+        )
+    return model, digest
 
 
 def _read_values(graph: Graph, proto: "onnx.GraphProto") -> None:
@@ -112,19 +115,38 @@ def _needed(proto: "onnx.GraphProto") -> set[str]:
 
 
 def _read_node(graph: Graph, node: "onnx.NodeProto") -> None:
+    missing = [name for name in node.input if name and name not in graph.values]
+    if missing:
+        raise VerifierError(
+            f"{graph.name(node)} reads {missing[0]}, which no earlier node makes.",
+            "give a valid .onnx file",
+        )
     values = [graph.values[name] if name else None for name in node.input]
     if node.domain not in _DOMAINS:
         raise _unsupported(node, f"of the domain {node.domain} ")
-    if all(value is None or value.constant is not None for value in values):
-        outputs = [Value(array.shape, constant=array) for array in _fold(graph, node, values)]
-    elif node.op_type == "Shape":
-        zeros = np.broadcast_to(np.float32(0), _present(values[0], node).shape)
-        outputs = [Value(a.shape, constant=a) for a in evaluate(node, [zeros], graph.opset)]
-    elif node.op_type in BUILDERS:
-        outputs = list(BUILDERS[node.op_type](graph, node, values))
-    else:
-        raise _unsupported(node)
+    try:
+        outputs = _build(graph, node, values)
+    except LraiError:
+        raise
+    except Exception as error:  # a malformed node fails in any way; the file is to blame
+        raise VerifierError(
+            f"{graph.name(node)}: cannot read this {node.op_type}: {error}.",
+            "check the model with onnx.checker",
+        ) from error
     graph.values.update(zip(node.output, outputs, strict=False))
+
+
+def _build(graph: Graph, node: "onnx.NodeProto", values: list[Value | None]) -> list[Value]:
+    if all(value is None or value.constant is not None for value in values):
+        return [Value(array.shape, constant=array) for array in _fold(graph, node, values)]
+    if node.op_type == "Shape" and values[0] is not None:
+        zeros = np.broadcast_to(np.float32(0), values[0].shape)
+        return [
+            Value(array.shape, constant=array) for array in evaluate(node, [zeros], graph.opset)
+        ]
+    if node.op_type not in BUILDERS:
+        raise _unsupported(node)
+    return list(BUILDERS[node.op_type](graph, node, values))
 
 
 def _fold(graph: Graph, node: "onnx.NodeProto", values: list[Value | None]) -> Iterator[np.ndarray]:
@@ -139,17 +161,11 @@ def _fold(graph: Graph, node: "onnx.NodeProto", values: list[Value | None]) -> I
         yield array
 
 
-def _present(value: Value | None, node: "onnx.NodeProto") -> Value:
-    if value is None:
-        raise _unsupported(node, "without its first input ")
-    return value
-
-
 def _unsupported(node: "onnx.NodeProto", detail: str = "") -> UnsupportedOperatorError:
     hint = "simplify the model, or verify a part of it"
     if node.op_type.startswith(("QLinear", "QGemm", "DynamicQuantize", "ConvInteger", "MatMulInt")):
         hint = "quantise in QDQ format: QuantizeLinear and DequantizeLinear around float operators"
     return UnsupportedOperatorError(
-        f"the operator {node.op_type} {detail}has no bounds (node {node.name or node.output[0]!r}).",
+        f"the operator {node.op_type} {detail}at {node.name or node.output[0]!r} has no bounds.",
         hint,
     )

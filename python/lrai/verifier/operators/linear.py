@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lrai.verifier.operators.base import Array, Linear
+from lrai.verifier.operators.base import Array, Box, Linear
 
 
 class Scale(Linear):
@@ -78,12 +78,47 @@ class Contract(Linear):
         return result.reshape(len(values), -1)
 
 
+class Variance(Contract):
+    """The mean of each group of squares; the second input is what the groups were before centring.
+
+    It only adds to the error: runtimes may compute the variance as mean(x^2) - mean(x)^2.
+    """
+
+    def __init__(self, outer: int, count: int) -> None:
+        """Take the number of groups and of elements in a group."""
+        super().__init__(np.full((count, 1), 1 / count), outer, 1)
+        self.terms = count + 8
+
+    def transpose(self, rows: Array) -> tuple[Array, ...]:
+        """See Linear."""
+        (squares,) = super().transpose(rows)
+        return squares, np.zeros_like(squares)
+
+    def magnitude(self, *boxes: Box) -> Array:
+        """See Operator."""
+        squares = boxes[0].magnitude + 2 * np.square(boxes[1].magnitude)
+        return self.spread(squares) + np.abs(self.bias)
+
+
+class Normalise(Scale):
+    """BatchNormalization: y = (x - mean) * factor + offset, also where a runtime precomputes it."""
+
+    def __init__(self, factor: Array, mean: Array, offset: Array) -> None:
+        """Take three arrays of shape `(n,)`."""
+        super().__init__(factor, offset - mean * factor, terms=8)
+        self._cancelled = np.abs(offset) + np.abs(mean * factor)
+
+    def magnitude(self, *boxes: Box) -> Array:
+        """See Operator."""
+        return self.spread(boxes[0].magnitude) + self._cancelled
+
+
 class Select(Linear):
     """y = concat(x_1, ..., x_k, constants)[indices] (Slice, Gather, Concat, Pad, ...)."""
 
     def __init__(self, indices: NDArray[np.intp], sizes: tuple[int, ...], constants: Array) -> None:
         """Take indices `(n,)`, the elements of each input, and the constants `(c,)` behind them."""
-        self.indices, self._sizes = indices, sizes
+        self.indices = indices
         self._ends: Final = np.cumsum(sizes)
         total = int(self._ends[-1])
         self._moved = indices < total
@@ -99,7 +134,8 @@ class Select(Linear):
     def map(self, *values: Array) -> Array:
         """See Linear."""
         joined = values[0] if len(values) == 1 else np.concatenate(values, axis=1)
-        return np.where(self._moved, joined[:, self._sources], 0)
+        moved: Array = joined.take(self._sources, axis=1) * self._moved
+        return moved
 
     def spread(self, *radii: Array) -> Array:
         """See Linear."""
