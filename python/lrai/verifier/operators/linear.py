@@ -110,7 +110,8 @@ class Normalise(Scale):
 
     def magnitude(self, *boxes: Box) -> Array:
         """See Operator."""
-        return self.spread(boxes[0].magnitude) + self._cancelled
+        reach: Array = self.spread(boxes[0].magnitude) + self._cancelled
+        return reach
 
 
 class Select(Linear):
