@@ -67,6 +67,29 @@ def conjunction(parts: Sequence[Formula]) -> Formula:
     return tuple(common + clause for clause in clauses)
 
 
+def comparison(sign: str, left: Linear, right: Linear) -> Formula:
+    """`left sign right` for one of <=, >=, <, >, =, == and !=."""
+    difference, flipped = left.plus([right], -1), right.plus([left], -1)
+    if sign == "!=":
+        return ((Atom(difference, strict=True),), (Atom(flipped, strict=True),))
+    if sign in ("=", "=="):
+        return ((Atom(difference), Atom(flipped)),)
+    return ((Atom(difference if sign[0] == "<" else flipped, strict=len(sign) == 1),),)
+
+
+def product(parts: Sequence[Linear]) -> Linear:
+    """The product of terms of which at most one is not constant; else raises PropertyError."""
+    total = parts[0]
+    for part in parts[1:]:
+        if total.terms and part.terms:
+            raise PropertyError(
+                "a term multiplies two variables.", "only linear properties can be decided"
+            )
+        constant, other = (part, total) if total.terms else (total, part)
+        total = other.times(constant.constant)
+    return total
+
+
 def make_cases(formula: Formula, input_size: int, output_size: int) -> list[Case]:
     """The unsafe set of a formula; clauses that no input can satisfy are left out.
 

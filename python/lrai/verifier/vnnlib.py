@@ -10,13 +10,21 @@ from pathlib import Path
 from typing import Final
 
 from lrai.errors import PropertyError
-from lrai.verifier.formula import Atom, Formula, Linear, conjunction, disjunction, make_cases
+from lrai.verifier.formula import (
+    Formula,
+    Linear,
+    comparison,
+    conjunction,
+    disjunction,
+    make_cases,
+    product,
+)
 from lrai.verifier.property import Property
 
 _MAX_BYTES: Final = 256 << 20
 _MAX_DEPTH: Final = 200
 _TOKEN: Final = re.compile(r";[^\n]*|[()]|[^\s();]+")
-_NUMBER: Final = re.compile(r"[+-]?(\d{1,60}\.?\d{0,400}|\.\d{1,400})([eE][+-]?\d{1,3})?")
+NUMBER: Final = re.compile(r"[+-]?(\d{1,60}\.?\d{0,400}|\.\d{1,400})([eE][+-]?\d{1,3})?")
 _VARIABLE: Final = re.compile(r"([XY])_(\d{1,9})")
 
 Expression = str | list["Expression"]
@@ -55,14 +63,15 @@ def read_text(path: str | Path) -> str:
 def parse_vnnlib(text: str, input_size: int, output_size: int) -> Property:
     """Read a property from its text; see read_vnnlib."""
     reader = _Reader(input_size, output_size)
-    formulas = [found for command in _expressions(text) for found in reader.read(command)]
+    formulas = [found for command in expressions(text) for found in reader.read(command)]
     if not formulas:
         raise PropertyError("the property asserts nothing.", "add (assert ...) commands")
     cases = make_cases(conjunction(formulas), input_size, output_size)
     return Property(tuple(cases), hashlib.sha256(text.encode()).hexdigest(), text)
 
 
-def _expressions(text: str) -> Iterator[list[Expression]]:
+def expressions(text: str) -> Iterator[list[Expression]]:
+    """Commands of an SMT-LIB text as nested lists; raises PropertyError where it nests badly."""
     stack: list[list[Expression]] = []
     for match in _TOKEN.finditer(text):
         token = match.group()
@@ -118,18 +127,11 @@ class _Reader:
             case ["or", *parts]:
                 return disjunction([self._formula(part) for part in parts])
             case [("<=" | ">=" | "<" | ">" | "=") as sign, left, right]:
-                return self._comparison(str(sign), self._linear(left), self._linear(right))
+                return comparison(str(sign), self._linear(left), self._linear(right))
         raise PropertyError(
             f"cannot read the formula {_show(expression)}.",
             "use and, or, <=, >=, <, > or = between linear terms",
         )
-
-    def _comparison(self, sign: str, left: Linear, right: Linear) -> Formula:
-        difference, flipped = left.plus([right], -1), right.plus([left], -1)
-        if sign == "=":
-            return conjunction([((Atom(difference),),), ((Atom(flipped),),)])
-        atom = Atom(difference if sign.startswith("<") else flipped, strict=len(sign) == 1)
-        return ((atom,),)
 
     def _linear(self, expression: Expression) -> Linear:
         match expression:
@@ -142,24 +144,13 @@ class _Reader:
             case ["-", *parts] if parts:
                 return self._linear(parts[0]).plus([self._linear(part) for part in parts[1:]], -1)
             case ["*", *parts] if parts:
-                return self._product([self._linear(part) for part in parts])
+                return product([self._linear(part) for part in parts])
         raise PropertyError(
             f"cannot read the term {_show(expression)}.", "use numbers, X_i, Y_j, +, - and *"
         )
 
-    def _product(self, parts: list[Linear]) -> Linear:
-        total = parts[0]
-        for part in parts[1:]:
-            if total.terms and part.terms:
-                raise PropertyError(
-                    "a term multiplies two variables.", "only linear properties can be decided"
-                )
-            constant, other = (part, total) if total.terms else (total, part)
-            total = other.times(constant.constant)
-        return total
-
     def _leaf(self, token: str) -> Linear:
-        if _NUMBER.fullmatch(token):
+        if NUMBER.fullmatch(token):
             return Linear({}, Fraction(token))
         index = self._index(token)
         if token not in self._declared:
