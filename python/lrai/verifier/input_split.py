@@ -2,8 +2,8 @@
 
 Boxes are bounded many at a time. One that is proved becomes a leaf of the certificate's tree, any
 other is cut in halves across the input to which the conditions are most sensitive. Every box has
-to be closed for a proof, in whatever order; the order here, worst bound first, serves the search for
-a counterexample, until too many boxes are open: then the newest come first.
+to be closed for a proof, in whatever order; the order here, worst bound first, serves the search
+for a counterexample, until too many boxes are open: then the newest come first.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,13 +48,30 @@ class InputSplit:
         self.boxes = 0
         self.share = 0.0
         """Share of the box's volume that is proved."""
-        self.stuck = False
-        """Whether a box is left that is too small to be split."""
+        self.worst = np.inf
+        """The smallest bound that closed a box."""
+        self._stuck: list[Box] = []
 
     @property
     def open(self) -> bool:
         """Whether there is work left."""
         return len(self.frontier) > 0
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a box is left that is too small to be split."""
+        return bool(self._stuck)
+
+    def holds_over_the_reals(self) -> bool:
+        """Whether one look at all open boxes proves them without the deployed rounding."""
+        box, _ = self.frontier.pop(self.batch)
+        if self.open:
+            return False
+        lower = np.concatenate([box.lower, *(part.lower for part in self._stuck)])
+        upper = np.concatenate([box.upper, *(part.upper for part in self._stuck)])
+        self.bounds.arithmetic = "real"
+        _, bound = self._weigh(self.bounds.regions(Box(lower, upper)), len(lower))
+        return bool((bound > 0).all())
 
     def step(self, confirm: Confirm) -> Witness | None:
         """Bound one batch, close or split each of its boxes; a witness ends the search."""
@@ -66,6 +83,7 @@ class InputSplit:
         proved = bound.min(axis=1) > 0
         for row in np.flatnonzero(proved):
             self.tree.close(int(nodes[row]), weights[row])
+        self.worst = min(self.worst, float(bound[proved].min(initial=np.inf)))
         self.share += float(self._volume(box.lower[proved], box.upper[proved]).sum())
         rest = np.flatnonzero(~proved)
         if not len(rest):
@@ -123,7 +141,7 @@ class InputSplit:
         at = (box.lower[rows, axis] + box.upper[rows, axis]) / 2
         inside = (at > box.lower[rows, axis]) & (at < box.upper[rows, axis])
         if not inside.all():
-            self.stuck = True
+            self._stuck.append(box.take(rows[~inside]))
             rows = rows[inside]
         first = [self.tree.split(int(nodes[r]), int(axis[r]), float(at[r])) for r in rows]
         children = np.array(first, np.intp).reshape(-1, 2)

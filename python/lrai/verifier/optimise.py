@@ -1,8 +1,8 @@
 """Better multipliers for a bound, by its closed-form gradient.
 
 A backward pass gives a bound and the point where it is attained. One forward pass of that point
-through the lines that the backward pass chose gives the derivative in everything that may be chosen:
-the weight of a condition, the lower slope of an unstable Relu (alpha-CROWN, Xu et al. 2021), the
+through the lines that the backward pass chose gives the derivative in whatever may be chosen: the
+weight of a condition, the lower slope of an unstable Relu (alpha-CROWN, Xu et al. 2021), the
 multiplier of a split (beta-CROWN, Wang et al. 2021). No automatic differentiation is needed.
 """
 
