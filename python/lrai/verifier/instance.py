@@ -24,7 +24,7 @@ class Instance:
     models: tuple[Path, ...]
     """One model, or those that a VNN-LIB 2.0 file declares, in its order."""
     subject: Path
-    """The property, VNN-LIB 1.0 or 2.0; `.gz` too."""
+    """The property: VNN-LIB 1.0 or 2.0, `.gz` too, or TOML (`terms`)."""
     timeout_s: float = 300.0
 
 
@@ -59,6 +59,10 @@ def read(instance: Instance) -> tuple[Network, Property, tuple[Part, ...]]:
     from lrai.verifier.onnx_reader import read_onnx
     from lrai.verifier.vnnlib import read_text, read_vnnlib
 
+    if instance.subject.suffix.lower() == ".toml":
+        from lrai.verifier.terms import read_toml
+
+        return read_toml(instance.subject, instance.models)
     if _VERSION_2.search(read_text(instance.subject)):
         from lrai.verifier.vnnlib2 import read_vnnlib2
 

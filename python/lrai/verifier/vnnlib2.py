@@ -53,9 +53,14 @@ def read_vnnlib2(
     """
     text = read_text(path)
     try:
-        return _Query(text, models).read()
+        return parse_vnnlib2(text, models)
     except PropertyError as error:
         raise PropertyError(f"{path}: {error.message}", error.hint) from None
+
+
+def parse_vnnlib2(text: str, models: Sequence[Path]) -> tuple[Network, Property, tuple[Part, ...]]:
+    """Read a property from its text; see read_vnnlib2."""
+    return _Query(text, models).read()
 
 
 @dataclass(frozen=True)
