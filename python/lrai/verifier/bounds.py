@@ -4,7 +4,7 @@ Boxes hold the values that the deployed network computes. Of `rows @ value` a lo
 `coefficients @ x + constant` is carried from a node back to the inputs (CROWN, Zhang et al. 2018),
 and at every node on the way one error term is subtracted, `|rows| @ e` with
 
-    e = (gamma32(terms) (1 + 2^-20) + gamma64(sizes + nodes + 16)) * magnitude + underflow
+    e = (1.01 gamma32(terms) + gamma64(sizes + nodes + 16)) * magnitude + underflow
 
 Why that is enough. (1) The deployed operator computes op(x) + d, |d| <= gamma32(terms) * magnitude
 in any order of summation, plus at most 2^-125 per term where a result underflows, gradually or to
@@ -13,31 +13,32 @@ are what the program stored, so that each step errs by itself: a coefficient is 
 `size` products and of at most `nodes` contributions, and its error times |x| is at most gamma64 of
 that count times |rows| @ magnitude; so are the roundings of the constants, of their running sum
 (each is at most |rows| @ magnitude of its node) and of the lines of an elementwise operator, whose
-magnitude is |slope| |x| + |constant|. The 16 and the 2^-20 cover the roundings of magnitude and e
-themselves. (3) Underflow of the program's own products is below 2^40 operations * 2^-1074 * 2^128,
-less than TINY, which is subtracted at the end; magnitudes from 2^126 on turn the bound into nan,
-and nan proves nothing.
+magnitude is |slope| |x| + |constant|. The 16 and the 1.01 cover the roundings of magnitude and e
+themselves, and let a checker that rounds elsewhere agree. (3) Underflow of the program's own
+products is below 2^40 operations * 2^-1074 * 2^128, less than TINY, which is subtracted at the end;
+magnitudes from 2^126 on turn the bound into nan, and nan proves nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
+from lrai.verifier.backward import TINY, Backward, Choice, Trace
 from lrai.verifier.forms import Forms
 from lrai.verifier.network import Network, Node
 from lrai.verifier.operators.affine import Affine
 from lrai.verifier.operators.base import Array, Box, Elementwise, Linear, Planes
 from lrai.verifier.property import Case
-from lrai.verifier.regions import UNIT32, UNIT64, Graph, Index, Regions, gamma
+from lrai.verifier.regions import UNIT32, UNIT64, Graph, Index, Lines, Regions, gamma
 
 Arithmetic = Literal["real", "float32"]
-TINY = 2.0**-900
 _UNDERFLOW32 = 2.0**-125
 _LARGEST = 2.0**126
-_ELEMENTS = 2**17
-"""Elements of one array of rows: what stays in the cache; a pass holds a few of them."""
+_ELEMENTS = 2**15
+"""Elements of one array of rows that stays in the cache."""
+_LARGE = 2**21
+"""Elements of the largest array of rows: a backward pass holds a few of them."""
 _FEW_INPUTS = 16
 
 
@@ -68,37 +69,19 @@ def conditions(network: Network, cases: Sequence[Case]) -> Network:
     return Network(nodes, network.inputs, (len(nodes) - 1,), network.digests)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What an optimiser may choose per row of a bound; every choice is valid."""
-
-    slopes: dict[int, Array] = field(default_factory=dict)
-    """In [0, 1], `(R, size)` per adjustable node."""
-    betas: dict[int, Array] = field(default_factory=dict)
-    """`(R, size)` per node in front of a Relu: <= 0 where the split says that the node is >= 0,
-    >= 0 where it says <= 0, else 0 (beta-CROWN, Wang et al. 2021)."""
-
-
-@dataclass
-class Trace:
-    """What a backward pass saw, for the gradient of its bound."""
-
-    rows: dict[int, Array] = field(default_factory=dict)
-    """The rows that arrived at each node, `(R, size)`."""
-    coefficients: Array | None = None
-    """Of the flat input, `(R, n_in)`."""
-
-
 class Bounds:
-    """Bounds of a network's nodes. Rows belong to regions: row r to region `region[r]`, or to r."""
+    """Bounds of a network's nodes. Row r belongs to region `region[r]`, or to r, or to the one."""
 
     def __init__(self, network: Network, arithmetic: Arithmetic = "float32") -> None:
         """Prepare what does not depend on a region."""
         self.network, self.arithmetic = network, arithmetic
         self.graph = Graph(network)
 
-    def regions(self, box: Box) -> Regions:
-        """Boxes of all nodes for N boxes of flat inputs: intervals, forms, then backward bounds."""
+    def regions(self, box: Box, known: Sequence[Box] = ()) -> Regions:
+        """Boxes of all nodes for N boxes of flat inputs: intervals, forms, then backward bounds.
+
+        `known` are sound boxes of the first nodes, from a network that begins with the same ones.
+        """
         regions = Regions([])
         forms = (
             Forms(self.network, self.graph, box) if self.network.input_size <= _FEW_INPUTS else None
@@ -117,7 +100,9 @@ class Bounds:
             regions.boxes.append(Box(found.lower - error, found.upper + error))
             if forms is not None:
                 regions.boxes[index] = forms.intersect(index, regions)
-            if self.graph.curved[index] or (forms is None and self.graph.chained(index)):
+            if index < len(known):
+                regions.boxes[index] = known[index]
+            elif self.graph.curved[index] or (forms is None and self.graph.chained(index)):
                 self._refine(index, regions)
         return regions
 
@@ -136,10 +121,14 @@ class Bounds:
         choice: Choice | None = None,
         trace: Trace | None = None,
     ) -> Array:
-        """`(R,)`: lower bounds of `rows @ outputs`, rows `(R, n_out)`; nan where there is none."""
-        start = self._outputs(rows)
-        walk = _Walk(start, np.zeros(len(rows)), region, choice or Choice(), trace)
-        return self._walk(walk, regions)
+        """`(R,)`: lower bounds of `rows @ outputs`, rows `(R, n_out)`; nan where there is none.
+
+        Rows `(N, P, n_out)` are P for each of N regions, and give `(N, P)`.
+        """
+        shared = region is None and not (choice and choice.slopes) and len(regions.errors[0]) == 1
+        stacked = rows if rows.ndim == 3 else rows[None] if shared else rows[:, None]
+        start = Backward(self._outputs(stacked), stacked.shape[:2], region, choice, trace)
+        return start.run(self, regions).reshape(rows.shape[:-1])
 
     def sensitivity(self, rows: Array, regions: Regions, region: Index | None = None) -> Array:
         """`(R, n_in)`: the slopes of `rows @ outputs` along the upper lines; steers splits only.
@@ -147,12 +136,14 @@ class Bounds:
         The default lower slopes would hide inputs behind zeros.
         """
         trace = Trace()
-        pending = self._outputs(rows)
-        self._walk(_Walk(pending, np.zeros(len(rows)), region, trace=trace, chords=True), regions)
+        stacked = rows[:, None]
+        start = Backward(self._outputs(stacked), stacked.shape[:2], region, None, trace)
+        start.chords = True
+        start.run(self, regions)
         assert trace.coefficients is not None
         return trace.coefficients
 
-    def lines(self, index: int, regions: Regions, choice: Choice) -> Planes:
+    def planes(self, index: int, regions: Regions, choice: Choice) -> Planes:
         """The lines of an elementwise node, one row per region."""
         slopes, planes = choice.slopes.get(index), regions.planes[index]
         if slopes is None and planes is not None:
@@ -170,16 +161,19 @@ class Bounds:
             magnitude = regions.boxes[index].magnitude
             regions.errors.append(gamma(roundings, UNIT64) * magnitude + TINY)
             regions.planes.append(None)
+            regions.lines.append(None)
             return
         inputs = tuple(regions.boxes[source] for source in node.inputs)
         if isinstance(node.operator, Elementwise):
             planes, error = self._lines(index, regions, inputs[0], None)
             regions.errors.append(error)
             regions.planes.append(planes)
+            regions.lines.append(Lines.of(planes))
         else:
             magnitude = node.operator.magnitude(*inputs)
             regions.errors.append(self._error(index, magnitude, magnitude))
             regions.planes.append(None)
+            regions.lines.append(None)
 
     def _error(self, index: int, deployed: Array, own: Array) -> Array:
         """The error term e of the module's docstring."""
@@ -188,7 +182,7 @@ class Bounds:
         error = gamma(sizes + len(self.network.nodes) + 16, UNIT64) * own
         terms = node.operator.terms if node.operator is not None else 0
         if terms and self.arithmetic == "float32":
-            error += (gamma(terms, UNIT32) * (1 + 2.0**-20)) * deployed + terms * _UNDERFLOW32
+            error += (1.01 * gamma(terms, UNIT32)) * deployed + terms * _UNDERFLOW32
         error += TINY
         if not np.all(own < _LARGEST):
             error[~(own < _LARGEST)] = np.nan
@@ -219,143 +213,56 @@ class Bounds:
         )
 
     def _refine(self, index: int, regions: Regions) -> None:
-        """Tighten the box of a node by backward bounds, where an operator behind it is bent."""
+        """Tighten the box of a node by backward bounds, where an operator behind it is bent.
+
+        Regions with similarly many wanted elements go together, each with as many rows as the
+        first of them: what belongs to a region is then broadcast over its rows, never repeated.
+        """
         box = regions.boxes[index]
         wanted = self.graph.wanted(index, box)
         if wanted is None:
             return
-        region, neuron = np.nonzero(wanted)
+        counts = wanted.sum(axis=1)
+        order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
         lower, upper = box.lower.copy(), box.upper.copy()
-        size = max(1, _ELEMENTS // self.graph.widest // 2)
-        for start in range(0, len(region), size):
-            r, n = region[start : start + size], neuron[start : start + size]
-            found = self._walk(self._start(index, r, n, regions), regions)
-            lower[r, n] = np.maximum(lower[r, n], found[: len(r)])
-            upper[r, n] = np.minimum(upper[r, n], -found[len(r) :])
+        start, widest = 0, self.graph.widest
+        while start < len(order):
+            count = int(counts[order[start]])
+            region = order[start : start + max(1, _ELEMENTS // (2 * count * widest))]
+            start += len(region)
+            neurons = np.argsort(~wanted[region], axis=1, kind="stable")[:, :count]
+            for part in range(0, count, max(1, _LARGE // (2 * widest))):
+                neuron = neurons[:, part : part + max(1, _LARGE // (2 * widest))]
+                found = self._start(index, region, neuron, regions).run(self, regions)
+                at, half = (region[:, None], neuron), neuron.shape[1]
+                lower[at] = np.maximum(lower[at], found[:, :half])
+                upper[at] = np.minimum(upper[at], -found[:, half:])
         regions.boxes[index] = Box(lower, upper)
 
-    def _start(self, index: int, region: Index, neuron: Index, regions: Regions) -> "_Walk":
-        """Rows for the lower bounds of neurons, then for the negated upper bounds."""
-        node, error = self.network.nodes[index], regions.errors[index][region, neuron]
-        both = np.concatenate([region, region])
+    def _start(self, index: int, region: Index, neuron: Index, regions: Regions) -> Backward:
+        """Rows for the lower bounds of neurons `(N, P)`, then for the negated upper bounds."""
+        node = self.network.nodes[index]
+        shape = neuron.shape[0], 2 * neuron.shape[1]
         units = self.graph.units(index)
-        if units is None:
-            rows = np.zeros((2 * len(region), node.size))
-            rows[np.arange(len(region)), neuron] = 1
-            rows[np.arange(len(region), 2 * len(region)), neuron] = -1
-            total = -np.concatenate([error, error]) if self.graph.absorbed[index] else None
-            return _Walk({index: rows}, total if total is not None else np.zeros(len(both)), both)
-        assert isinstance(node.operator, Linear)
-        bias = node.operator.bias[neuron]
-        pending: dict[int, Array] = {}
-        for source, unit in zip(node.inputs, units, strict=True):
-            rows = unit.take(neuron, axis=0)
-            rows = np.concatenate([rows, -rows])
-            pending[source] = pending[source] + rows if source in pending else rows
-        return _Walk(pending, np.concatenate([bias - error, -bias - error]), both)
+        if units is None or not isinstance(node.operator, Linear):
+            rows = np.zeros((*shape, node.size))
+            half = rows[:, : neuron.shape[1]]
+            np.put_along_axis(half, neuron[:, :, None], 1.0, axis=2)
+            rows[:, neuron.shape[1] :] = -half
+            start = Backward({index: rows}, shape, region)
+            start.whole = index
+            return start
+        start = Backward({}, shape, region)
+        bias, error = node.operator.bias[neuron], regions.errors[index][region[:, None], neuron]
+        start.total = np.concatenate([bias - error, -bias - error], axis=1)
+        start.send(node.inputs, [np.concatenate([u[neuron], -u[neuron]], axis=1) for u in units])
+        return start
 
     def _outputs(self, rows: Array) -> dict[int, Array]:
         """Rows of the flat output, node by node."""
         network = self.network
-        parts = np.split(rows, np.cumsum(network.sizes(network.outputs))[:-1], axis=1)
+        parts = np.split(rows, np.cumsum(network.sizes(network.outputs))[:-1], axis=2)
         pending: dict[int, Array] = {}
         for index, part in zip(network.outputs, parts, strict=True):
             pending[index] = pending[index] + part if index in pending else part
         return pending
-
-    # ---- backwards -----------------------------------------------------------------------------
-
-    def _walk(self, walk: "_Walk", regions: Regions) -> Array:
-        """Carry rows back to the inputs, last node first, and take the minimum over the box."""
-        while walk.pending:
-            index = max(walk.pending)
-            rows = walk.pending.pop(index)
-            node = self.network.nodes[index]
-            beta = walk.choice.betas.get(index)
-            if beta is not None:
-                rows = rows + beta
-            if walk.trace is not None:
-                walk.trace.rows[index] = rows
-            if node.operator is None:
-                self._finish(index, rows, walk, regions)
-            elif isinstance(node.operator, Elementwise):
-                walk.send(node.inputs, (self._elementwise(index, rows, walk, regions),))
-            else:
-                if not self.graph.absorbed[index]:
-                    walk.total -= _dot(np.abs(rows), walk.gather(regions.errors[index]))
-                elif beta is not None:
-                    walk.total -= _dot(np.abs(beta), walk.gather(regions.errors[index]))
-                boxes: tuple[Box, ...] = ()
-                if not isinstance(node.operator, Linear):
-                    boxes = tuple(walk.gather_box(regions.boxes[i]) for i in node.inputs)
-                found, constants = node.operator.backward(rows, boxes)
-                walk.total += constants
-                walk.send(node.inputs, found)
-        return walk.total - TINY
-
-    def _elementwise(self, index: int, rows: Array, walk: "_Walk", regions: Regions) -> Array:
-        planes = self.lines(index, regions, walk.choice)
-        if walk.region is not None:
-            planes = planes.take(walk.region)
-        if walk.chords:
-            return rows * planes.upper_slope
-        above = np.maximum(rows, 0)
-        below = np.minimum(rows, 0)
-        walk.total += _dot(above, planes.lower_constant)
-        walk.total += _dot(below, planes.upper_constant)
-        above *= planes.lower_slope
-        below *= planes.upper_slope
-        above += below
-        return above
-
-    def _finish(self, index: int, rows: Array, walk: "_Walk", regions: Regions) -> None:
-        box, error = regions.boxes[index], regions.errors[index]
-        above = np.maximum(rows, 0)
-        below = np.minimum(rows, 0)
-        walk.total += _dot(above, walk.gather(box.lower - error))
-        walk.total += _dot(below, walk.gather(box.upper + error))
-        if walk.trace is not None:
-            found = walk.trace.coefficients
-            if found is None:
-                found = np.zeros((len(rows), self.network.input_size))
-                walk.trace.coefficients = found
-            found[:, self.graph.slices[index]] = rows
-
-
-@dataclass
-class _Walk:
-    """A backward pass under way."""
-
-    pending: dict[int, Array]
-    """Rows that arrived at nodes, `(R, size)`."""
-    total: Array
-    """`(R,)`: the constant so far."""
-    region: Index | None = None
-    choice: Choice = field(default_factory=Choice)
-    trace: Trace | None = None
-    chords: bool = False
-    """Follow the upper lines whatever the sign: no bound, but a sensitivity."""
-
-    def send(self, sources: tuple[int, ...], rows: tuple[Array, ...]) -> None:
-        """Add rows to what arrived at the inputs of a node."""
-        for source, part in zip(sources, rows, strict=True):
-            known = self.pending.get(source)
-            self.pending[source] = part if known is None else known + part
-
-    def gather(self, values: Array) -> Array:
-        """The rows' own regions of `(N, n)`; one region alone serves all rows."""
-        return values if self.region is None or len(values) == 1 else values.take(self.region, 0)
-
-    def gather_box(self, box: Box) -> Box:
-        """See gather."""
-        return Box(self.gather(box.lower), self.gather(box.upper))
-
-
-def _dot(rows: Array, values: Array) -> Array:
-    """Row by row products, `(R,)`; one row of values serves all."""
-    if len(values) == 1:
-        product: Array = rows @ values[0]
-        return product
-    product = np.empty(len(rows))
-    np.einsum("rn,rn->r", rows, values, out=product)
-    return product

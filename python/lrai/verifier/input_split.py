@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lrai.verifier.bounds import Arithmetic, Bounds, Trace, conditions
+from lrai.verifier.backward import Trace
+from lrai.verifier.bounds import Arithmetic, Bounds, conditions
 from lrai.verifier.certificate import Tree
 from lrai.verifier.frontier import Frontier
 from lrai.verifier.network import Array, Network
@@ -105,9 +106,8 @@ class InputSplit:
     def _weigh(self, regions: Regions, count: int) -> tuple[Array, Array]:
         """Weights `(N, claims, conditions)` and the bounds `(N, claims)` that they give."""
         conditions_count = self._members.shape[1]
-        index = np.repeat(np.arange(count), conditions_count)
-        units = np.tile(np.eye(conditions_count), (count, 1))
-        lower = self.bounds.lower(units, regions, index).reshape(count, 1, conditions_count)
+        units = np.broadcast_to(np.eye(conditions_count), (count, *2 * (conditions_count,)))
+        lower = self.bounds.lower(units, regions)[:, None]
         lower = np.where(self._members & ~np.isnan(lower), lower, -np.inf)
         bound = lower.max(axis=2, initial=-np.inf)
         weights = np.zeros_like(lower)

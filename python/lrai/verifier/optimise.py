@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lrai.verifier.bounds import Bounds, Choice, Trace
+from lrai.verifier.backward import Choice, Trace
+from lrai.verifier.bounds import Bounds
 from lrai.verifier.network import Array
 from lrai.verifier.operators.base import Elementwise
 from lrai.verifier.regions import Regions
@@ -48,7 +49,7 @@ def replay(bounds: Bounds, regions: Regions, choice: Choice, trace: Trace) -> li
         if rows is None:
             values.append(node.operator.evaluate(*inputs))
         elif isinstance(node.operator, Elementwise):
-            planes = bounds.lines(index, regions, choice)
+            planes = bounds.planes(index, regions, choice)
             above = rows >= 0
             slope = np.where(above, planes.lower_slope, planes.upper_slope)
             constant = np.where(above, planes.lower_constant, planes.upper_constant)

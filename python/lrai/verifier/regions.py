@@ -18,6 +18,38 @@ def gamma(roundings: int, unit: float) -> float:
     return roundings * unit / (1 - roundings * unit)
 
 
+@dataclass(frozen=True)
+class Lines:
+    """Two lines per element as middle and half of their difference, `(N, n)` each.
+
+    `row * slope + |row| * half_slope` takes the lower line for positive rows, else the upper one.
+    """
+
+    slope: Array
+    half_slope: Array
+    constant: Array
+    half_constant: Array
+
+    @staticmethod
+    def of(planes: Planes) -> "Lines":
+        """Convert; exact up to a rounding of each."""
+        return Lines(
+            (planes.lower_slope + planes.upper_slope) / 2,
+            (planes.lower_slope - planes.upper_slope) / 2,
+            (planes.lower_constant + planes.upper_constant) / 2,
+            (planes.lower_constant - planes.upper_constant) / 2,
+        )
+
+    def take(self, rows: Index) -> "Lines":
+        """The lines of some rows, repeated as often as they are named."""
+        return Lines(
+            self.slope.take(rows, axis=0),
+            self.half_slope.take(rows, axis=0),
+            self.constant.take(rows, axis=0),
+            self.half_constant.take(rows, axis=0),
+        )
+
+
 @dataclass
 class Regions:
     """N boxes of inputs, and what holds at every node in them."""
@@ -28,6 +60,8 @@ class Regions:
     """The error term of each node."""
     planes: list[Planes | None] = field(default_factory=list)
     """Lines of elementwise nodes with the default slopes, moved apart by the error terms."""
+    lines: list[Lines | None] = field(default_factory=list)
+    """The same as middle and half."""
 
     def take(self, rows: Index) -> "Regions":
         """Some of the regions, repeated as often as they are named."""
@@ -35,6 +69,7 @@ class Regions:
             [box.take(rows) for box in self.boxes],
             [error.take(rows, axis=0) for error in self.errors],
             [None if planes is None else planes.take(rows) for planes in self.planes],
+            [None if lines is None else lines.take(rows) for lines in self.lines],
         )
 
 
