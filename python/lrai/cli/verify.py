@@ -29,6 +29,8 @@ The property (VNN-LIB 1.0 or 2.0, or TOML in lrai's own words) says what must ne
 
     lrai verify quantized.onnx --against original.onnx --region region.toml --epsilon 0.01
 
+    lrai verify quantized.onnx --against original.onnx --region region.toml --cases 10000000
+
 Exit code: 0 it holds (proved), 1 it does not (this input shows it), 2 unknown, 3 wrong usage.
 """
 
@@ -83,8 +85,17 @@ def _verify(  # noqa: PLR0913 - every option of a command is an argument
     absolute: Annotated[
         bool, typer.Option("--absolute", help="Epsilon in the output's own units.")
     ] = False,
+    cases: Annotated[
+        int, typer.Option(min=0, help="Run so many random cases instead: statistics, no proof.")
+    ] = 0,
+    alpha: Annotated[
+        float, typer.Option(min=1e-12, max=0.5, help="How probably --cases may mislead.")
+    ] = 0.001,
+    vnnlib: Annotated[
+        Path | None, typer.Option(help="Write the property in VNN-LIB; `lrai check` needs it.")
+    ] = None,
 ) -> None:
-    from lrai.verifier.instance import Instance, solve
+    from lrai.verifier.instance import Instance, read, solve
 
     if instances is not None:
         from lrai.verifier.instances import RunSettings
@@ -95,10 +106,13 @@ def _verify(  # noqa: PLR0913 - every option of a command is an argument
     if against is not None:
         if region is None or len(models) != 1:
             raise ConfigError("--against compares one model over a --region")
-        from lrai.cli.closeness import compare
+        from lrai.cli.closeness import Comparison, compare, sample
+        from lrai.verifier.closeness import ClosenessSettings
 
-        limit = timeout or Instance.timeout_s
-        raise Answer(compare(models[0], against, region, epsilon, absolute, limit, as_json))
+        limit = timeout or ClosenessSettings.timeout_s
+        how = ClosenessSettings(epsilon, absolute, arithmetic, limit)
+        both = Comparison(against, models[0], region, how, as_json, certificate)
+        raise Answer(sample(both, cases, alpha, workers) if cases else compare(both))
     if len(models) < 2:
         raise ConfigError("give a model and a property", "lrai verify MODEL.onnx PROPERTY.vnnlib")
     instance = Instance(tuple(models[:-1]), models[-1], timeout or Instance.timeout_s)
@@ -106,6 +120,8 @@ def _verify(  # noqa: PLR0913 - every option of a command is an argument
         verdict = solve(instance, arithmetic, bar.show)
     if certificate is not None and verdict.certificate is not None:
         verdict.certificate.write(certificate)
+    if vnnlib is not None:
+        vnnlib.write_text(read(instance)[1].text, encoding="utf-8")
     if witness is not None and verdict.witness is not None:
         witness.write_text(witness_text(verdict), encoding="utf-8")
     if html is not None:
