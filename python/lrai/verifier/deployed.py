@@ -17,6 +17,8 @@ Float32Array = NDArray[np.float32]
 _CHUNK: Final = 16_384
 # Batches and single rows may be summed in different orders, but not differ by more than that.
 _SAME: Final = 1e-4
+_REQUANTIZED: Final = frozenset(("Conv", "ConvTranspose", "Gemm"))
+_QUANTIZING: Final = frozenset(("QuantizeLinear", "Relu", "LeakyRelu", "Clip"))
 
 
 class DeployedModel:
@@ -84,6 +86,32 @@ class DeployedModel:
         )
         if not self.is_batched:
             self._session = fixed
+
+
+def changed_by_runtime(path: Path) -> str | None:
+    """The node whose float weights or bias onnxruntime quantises by itself when it opens the file.
+
+    It does so for Conv, ConvTranspose and Gemm between DequantizeLinear and QuantizeLinear; what
+    is proved of such a file is not true of what runs. None where there is no such node.
+    """
+    import onnx
+
+    graph = onnx.load_from_string(_read(path)).graph
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    floats = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    floats |= {output for output, maker in makers.items() if maker == "Constant"}
+    # An activation in between does not keep the runtime from it.
+    followers: dict[str, set[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            followers.setdefault(name, set()).add(node.op_type)
+    for node in graph.node:
+        weights = floats.intersection(node.input[1:3])
+        is_fed = makers.get(node.input[0] if node.input else "") == "DequantizeLinear"
+        after = followers.get(node.output[0], set())
+        if node.op_type in _REQUANTIZED and weights and is_fed and after & _QUANTIZING:
+            return str(node.name or node.output[0])
+    return None
 
 
 def _read(path: Path) -> bytes:

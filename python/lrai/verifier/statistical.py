@@ -130,7 +130,7 @@ class StatisticalCertificate:
     largest: float
     """The largest difference seen in the n cases, divided by the scale."""
     largest_share: float
-    """With confidence 1 - alpha, apart from the other bound, at most this share exceeds `largest`."""
+    """With confidence 1 - alpha (a second statement), at most this share exceeds `largest`."""
     where: tuple[float, ...]
     """The case with the largest difference."""
     adversarial: dict[str, Any] | None

@@ -21,6 +21,8 @@ class FakeQuantize(Elementwise):
         self.scale, self.first, self.last = scale, first, last
         self._slack = 4 * 2.0**-24 * max(abs(first), abs(last)) + 2.0**-20
         self._clip = Clip(first * scale, last * scale)
+        self.noise = scale * (0.5 + self._slack)
+        """How far y can be from clip(x)."""
 
     def evaluate(self, *values: Array) -> Array:
         """See Operator; ties go to the even level."""
@@ -41,15 +43,14 @@ class FakeQuantize(Elementwise):
     def planes(self, box: Box, slopes: Array | None = None) -> Planes:
         """See Elementwise; one level is a constant, and one point keeps the slope for gradients."""
         lines, levels = self._clip.planes(box, slopes), self.interval(box)
-        noise = self.scale * (0.5 + self._slack)
         point = box.lower == box.upper
         constant = point | (levels.lower == levels.upper)
         slope = np.where(point, self._clip.derivative(box.lower), 0.0)
         return Planes(
             np.where(constant, slope, lines.lower_slope),
-            np.where(constant, levels.lower - slope * box.lower, lines.lower_constant - noise),
+            np.where(constant, levels.lower - slope * box.lower, lines.lower_constant - self.noise),
             np.where(constant, slope, lines.upper_slope),
-            np.where(constant, levels.upper - slope * box.upper, lines.upper_constant + noise),
+            np.where(constant, levels.upper - slope * box.upper, lines.upper_constant + self.noise),
         )
 
     def _clamp(self, levels: Array) -> Array:
