@@ -1,6 +1,7 @@
 """What `onnx_reader` knows while it walks over a model: values, nodes, and how to evaluate one."""
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,8 @@ from lrai.verifier.operators.linear import Select
 
 if TYPE_CHECKING:
     import onnx
+
+_LARGEST = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,16 @@ class Graph:
         inputs: tuple[int, ...],
         shape: tuple[int, ...],
     ) -> Value:
-        """Append a node; its value has that ONNX shape, batch dimension included."""
+        """Append a node; its value has that ONNX shape, batch dimension included.
+
+        Raises UnsupportedOperatorError for a value that is empty or too large to bound.
+        """
+        size = math.prod(shape)
+        if not 0 < size <= _LARGEST:
+            raise UnsupportedOperatorError(
+                f"{name}: a value of {size} elements has no bounds.",
+                f"values of 1 to {_LARGEST} elements have",
+            )
         kept = shape[1:] if len(shape) > 1 and shape[0] == 1 else shape
         self.nodes.append(Node(name, operator, inputs, kept))
         return Value(shape, len(self.nodes) - 1)

@@ -27,6 +27,9 @@ from lrai.verifier.operators.softmax import Softmax
 if TYPE_CHECKING:
     import onnx
 
+# Their bounds take the square of this in memory.
+_LARGEST_GROUP = 2048
+
 
 def _conv(graph: Graph, node: "onnx.NodeProto", inputs: Inputs) -> Sequence[Value]:
     (value,) = unpack(graph, node, inputs, 1)
@@ -131,8 +134,10 @@ def _softmax(graph: Graph, node: "onnx.NodeProto", inputs: Inputs) -> Sequence[V
     axes = tuple(range(axis, rank)) if old else (axis,)
     name, kept = graph.name(node), tuple(a for a in range(rank) if a not in axes)
     count = int(np.prod([value.shape[a] for a in axes]))
+    if count > _LARGEST_GROUP:
+        raise refuse(graph, node, f"{count} elements in a group")
     grouped = graph.groups(name, value, axes)
-    found = graph.add(name, Softmax(count), (grouped.node,), grouped.shape)
+    found = graph.add(name, Softmax(count, value.size // count), (grouped.node,), grouped.shape)
     order = np.argsort(kept + axes)
     sizes = [value.shape[a] for a in kept + axes]
     back = np.arange(value.size).reshape(sizes).transpose(order)
@@ -147,6 +152,8 @@ def _layer_norm(graph: Graph, node: "onnx.NodeProto", inputs: Inputs) -> Sequenc
     name, axis = graph.name(node), attributes(node).get("axis", -1) % len(value.shape)
     count = int(np.prod(value.shape[axis:]))
     outer = value.size // count
+    if count > _LARGEST_GROUP:
+        raise refuse(graph, node, f"{count} elements in a group")
     centring = Contract(np.eye(count) - 1 / count, outer, 1)
     centring.terms = count + 4
     centred = graph.add(name, centring, (value.node,), value.shape)

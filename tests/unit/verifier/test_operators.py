@@ -6,11 +6,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from onnx.backend import test as backend_test
 from onnx.reference import ReferenceEvaluator
 
 from lrai.errors import UnsupportedOperatorError, VerifierError
 from lrai.verifier.onnx_reader import read_onnx
+from lrai.verifier.operators import softmax
 from lrai.verifier.operators.base import Box
 
 F = np.float32
@@ -373,7 +377,7 @@ def test_a_product_that_is_read_twice_keeps_its_own_node(tmp_path: Path) -> None
 
 
 UNSUPPORTED = {
-    "lstm": (model([1, 1, 3], [n("Sin", "x")]), "Sin", "Sin_y"),
+    "unknown": (model([1, 1, 3], [n("Sin", "x")]), "Sin", "Sin_y"),
     "group": (
         model([1, 3], [n("Gather", "b i", axis=1), n("Cast", "x", "i", to=7)][::-1], b=r(1, 3)),
         "Cast",
@@ -405,6 +409,11 @@ UNSUPPORTED = {
         "round differently",
         "MatMul_w",
     ),
+    "empty": (
+        model([1, 3], [n("Slice", "x a a b")], a=i64(1), b=i64(1)),
+        "0 elements",
+        "Slice_y",
+    ),
     "exponent": (model([1, 3], [n("Pow", "x e")], e=F(2.5)), "exponent 2.5", "Pow_y"),
 }
 
@@ -417,6 +426,73 @@ def test_what_is_not_supported_is_named_with_its_node(name: str, tmp_path: Path)
     assert what in str(caught.value)
     assert node in str(caught.value)
     assert "hint: " in str(caught.value)
+
+
+def test_softmax_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    centre, rows = random.normal(0, 1, (7, 12)), random.normal(0, 1, (7, 12))
+    box = Box(centre - 0.1, centre + 0.1)
+    whole = softmax.Softmax(4, 3)
+    expected, bounds = whole.interval(box), whole.backward(rows, (box,))
+    monkeypatch.setattr(softmax, "_CHUNK", 100)
+    np.testing.assert_array_equal(whole.interval(box).lower, expected.lower)
+    found = whole.backward(rows, (box,))
+    np.testing.assert_array_equal(found[0][0], bounds[0][0])
+    np.testing.assert_array_equal(found[1], bounds[1])
+
+
+def test_what_onnx_ships_as_its_own_tests_has_the_stated_outputs() -> None:
+    """Models and data of onnx.backend.test; those with other operators are refused by name."""
+    folder, equal, refused = Path(backend_test.__file__).parent / "data", [], []
+    for path in sorted(folder.glob("pytorch-*/*/model.onnx")):
+        files = sorted((path.parent / "test_data_set_0").glob("*put_*.pb"))
+        data = {item.name: numpy_helper.to_array(onnx.load_tensor(item)) for item in files}
+        x, y = (
+            np.concatenate(
+                [
+                    a.reshape(-1).astype(np.float64)
+                    for key, a in data.items()
+                    if key.startswith(side)
+                ]
+            )
+            for side in ("input", "output")
+        )
+        try:
+            network = read_onnx(path)
+        except VerifierError as error:
+            assert "hint: " in str(error)  # noqa: PT017 - most models raise nothing
+            refused.append(path.parent.name)
+            continue
+        with np.errstate(invalid="ignore"):
+            np.testing.assert_allclose(network.evaluate(x[None])[0], y, rtol=1e-4, atol=1e-5)
+        equal.append(path.parent.name)
+    assert len(equal) >= 65
+    assert "test_Conv2d_groups" in equal
+    assert "test_Embedding" in refused
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_a_damaged_file_is_read_or_refused(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    content = bytearray(
+        CASES[
+            data.draw(st.sampled_from(["conv", "matmul-add", "qdq", "slice"]))
+        ].SerializeToString()
+    )
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        if data.draw(st.booleans()):
+            content[place] = data.draw(st.integers(0, 255))
+        else:
+            del content[place : place + data.draw(st.integers(1, 8))]
+    path = tmp_path_factory.getbasetemp() / "damaged.onnx"
+    path.write_bytes(content)
+    try:
+        read_onnx(path)
+    except VerifierError as error:
+        assert "hint: " in str(error)  # noqa: PT017 - some damage does no harm
 
 
 @pytest.mark.parametrize("content", [b"", b"junk" * 100, None])

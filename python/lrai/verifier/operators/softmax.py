@@ -7,6 +7,8 @@ from lrai.verifier.operators.base import Array, Box, Operator
 
 # Beyond this sum of exponentials an element is bounded by constants: lines would overflow.
 _LARGEST = 1e30
+# Differences of two elements that are held at once.
+_CHUNK = 1 << 22
 
 
 class Softmax(Operator):
@@ -18,9 +20,9 @@ class Softmax(Operator):
     y_i |x_i - max| and the mean of |x_j - max| are below count.
     """
 
-    def __init__(self, count: int) -> None:
-        """Take the number of elements that add up to 1."""
-        self._count = count
+    def __init__(self, count: int, groups: int) -> None:
+        """Take the number of elements that add up to 1, and of such groups."""
+        self._count, self._elements = count, count * groups
         self.terms = 2 * count + 16
 
     def evaluate(self, *values: Array) -> Array:
@@ -32,6 +34,11 @@ class Softmax(Operator):
 
     def interval(self, *boxes: Box) -> Box:
         """See Operator."""
+        parts = self._parts(len(boxes[0].lower))
+        if len(parts) > 1:
+            found = [self.interval(boxes[0].take(part)) for part in parts]
+            lower = np.concatenate([box.lower for box in found])
+            return Box(lower, np.concatenate([box.upper for box in found]))
         low, high = self._differences(boxes[0])
         with np.errstate(over="ignore"):
             ends = [1 / np.exp(part).sum(axis=3) for part in (high, low)]
@@ -46,6 +53,11 @@ class Softmax(Operator):
     ) -> tuple[tuple[Array, ...], Array]:
         """See Operator."""
         del slopes
+        parts = self._parts(len(rows))
+        if len(parts) > 1:
+            found = [self.backward(rows[part], (boxes[0].take(part),)) for part in parts]
+            coefficients = np.concatenate([item[0][0] for item in found])
+            return (coefficients,), np.concatenate([item[1] for item in found])
         low, high = self._differences(boxes[0])
         with np.errstate(over="ignore"):
             least, most = np.exp(low).sum(axis=3), np.exp(high).sum(axis=3)
@@ -77,6 +89,11 @@ class Softmax(Operator):
         above = np.where(narrow, np.exp(high) - chord * low, np.exp(low) - chord * low)
         pick = positive[..., None]
         return np.where(pick, chord, power), np.where(pick, above, power * (1 - middle))
+
+    def _parts(self, count: int) -> list[NDArray[np.intp]]:
+        """Row numbers in pieces whose differences of elements fit into memory."""
+        pieces = 1 + count * self._elements * self._count // _CHUNK
+        return np.array_split(np.arange(count), min(pieces, max(count, 1)))
 
     def _differences(self, box: Box) -> tuple[Array, Array]:
         """The ends of x_j - x_i, `(N, groups, i, j)`; 0 where i = j."""
