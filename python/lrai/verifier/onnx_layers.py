@@ -34,13 +34,13 @@ _LARGEST_GROUP = 2048
 def _conv(graph: Graph, node: "onnx.NodeProto", inputs: Inputs) -> Sequence[Value]:
     (value,) = unpack(graph, node, inputs, 1)
     weights, bias = constant(graph, node, inputs, 1), constant(graph, node, inputs, 2)
-    if weights is None or value.shape[0] != 1:
-        raise refuse(graph, node, "no weights, or a batch")
+    if weights is None:
+        raise refuse(graph, node, "no weights")
     window = _window(graph, node, value, weights.shape[2:])
     bias = np.zeros(len(weights)) if bias is None else bias
     groups = attributes(node).get("group", 1)
-    operator = Conv(weights, bias, value.shape[1:], window, groups)
-    shape = (1, len(weights), *operator.output)
+    operator = Conv(weights, bias, value.shape, window, groups)
+    shape = (value.shape[0], len(weights), *operator.output)
     return [graph.add(graph.name(node), operator, (value.node,), shape)]
 
 

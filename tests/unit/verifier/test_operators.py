@@ -121,6 +121,9 @@ CASES = {
     "conv-same": model(
         IMAGE, [n("Conv", "x w", auto_pad="SAME_UPPER", strides=[2, 2])], w=r(2, 2, 3, 2)
     ),
+    "conv-batch": model(
+        [2, 2, 4, 3], [n("Conv", "x w b", pads=[1, 0, 0, 0])], w=r(3, 2, 2, 2), b=r(3)
+    ),
     "conv-1d": model([1, 2, 7], [n("Conv", "x w", pads=[1, 1])], w=r(3, 2, 3)),
     "max-pool": model(
         IMAGE, [n("MaxPool", "x", kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 1])]
@@ -338,6 +341,18 @@ def test_backward_at_a_point_is_the_gradient(name: str, tmp_path: Path) -> None:
     step = 1e-6 * np.random.default_rng(5).normal(0, 1, x.shape)
     rise = (rows[output] * (network.evaluate(x + step) - network.evaluate(x - step))).sum() / 2
     assert (rows[0] * step).sum() == pytest.approx(rise, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_no_rows_are_no_problem(name: str, tmp_path: Path) -> None:
+    network = read_onnx(saved(tmp_path, CASES[name]))
+    values = network.values(np.zeros((0, network.input_size)))
+    for index, node in enumerate(network.nodes[1:], start=1):
+        inputs = tuple(Box(values[i], values[i]) for i in node.inputs)
+        assert node.operator.interval(*inputs).lower.shape == (0, node.size)
+        found, constants = node.operator.backward(values[index], inputs)
+        assert [item.shape for item in found] == [(0, network.nodes[i].size) for i in node.inputs]
+        assert constants.shape == (0,)
 
 
 def test_saturation_is_modelled(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Convolution of any number of spatial axes."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,13 +40,15 @@ class Conv(Linear):
     def __init__(
         self, weights: Array, bias: Array, shape: tuple[int, ...], window: Window, groups: int
     ) -> None:
-        """Take weights `(O, C / groups, *kernel)`, a bias `(O,)`, the input's `(C, *spatial)`."""
+        """Take weights `(O, C / groups, *kernel)`, a bias `(O,)`, the shape `(N, C, *spatial)`."""
         outputs = weights.shape[0] // groups
         self._weights = weights.reshape(groups, outputs, *weights.shape[1:])
         self._sizes = np.abs(self._weights)
-        self._shape, self._window, self._groups = shape, window, groups
-        self.output = window.output(shape[1:])
-        self.bias = np.repeat(bias, int(np.prod(self.output)))
+        self._batch, self._shape = shape[0], shape[1:]
+        self._window, self._groups = window, groups
+        self.output = window.output(shape[2:])
+        self._places = math.prod(self.output)
+        self.bias = np.tile(np.repeat(bias, self._places), self._batch)
         # Eight more than the sum: runtimes fold a following BatchNormalization into the weights.
         self.terms = int(np.prod(weights.shape[1:])) + 8
 
@@ -59,8 +62,8 @@ class Conv(Linear):
 
     def transpose(self, rows: Array) -> tuple[Array, ...]:
         """See Linear."""
-        count, window = len(rows), self._window
-        shaped = rows.reshape(count, self._groups, self._weights.shape[1], -1)
+        count, window = len(rows) * self._batch, self._window
+        shaped = rows.reshape(count, self._groups, self._weights.shape[1], self._places)
         padded = np.zeros((count, *self._padded()))
         part = (count, self._shape[0], *self.output)
         taps = self._weights.reshape(*self._weights.shape[:3], -1)
@@ -68,20 +71,21 @@ class Conv(Linear):
             weights = np.swapaxes(taps[..., index], 1, 2)
             places = (slice(None), slice(None), *window.slices(offset, self.output))
             padded[places] += np.matmul(weights, shaped).reshape(part)
-        return (padded[(slice(None), slice(None), *self._inside())].reshape(count, -1),)
+        inside = padded[(slice(None), slice(None), *self._inside())]
+        return (inside.reshape(len(rows), self._batch * math.prod(self._shape)),)
 
     def _gather(self, values: Array, weights: Array) -> Array:
-        count, window = len(values), self._window
+        count, window = len(values) * self._batch, self._window
         padded = np.zeros((count, *self._padded()))
         inside = (slice(None), slice(None), *self._inside())
         padded[inside] = values.reshape(count, *self._shape)
-        part = (count, self._groups, weights.shape[2], -1)
-        total = np.zeros((count, self._groups, weights.shape[1], int(np.prod(self.output))))
+        part = (count, self._groups, weights.shape[2], self._places)
+        total = np.zeros((count, self._groups, weights.shape[1], self._places))
         taps = weights.reshape(*weights.shape[:3], -1)
         for index, offset in enumerate(np.ndindex(*window.kernel)):
             places = (slice(None), slice(None), *window.slices(offset, self.output))
             total += np.matmul(taps[..., index], padded[places].reshape(part))
-        return total.reshape(count, -1)
+        return total.reshape(len(values), self.bias.size)
 
     def _padded(self) -> tuple[int, ...]:
         spatial = zip(self._shape[1:], self._window.begin, self._window.end, strict=True)

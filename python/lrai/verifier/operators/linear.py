@@ -75,7 +75,7 @@ class Contract(Linear):
     def _apply(self, weights: Array, values: Array) -> Array:
         shaped = values.reshape(len(values), self._outer, weights.shape[0], self._inner)
         result: Array = np.matmul(weights.T, shaped)
-        return result.reshape(len(values), -1)
+        return result.reshape(len(values), self._outer * weights.shape[1] * self._inner)
 
 
 class Variance(Contract):

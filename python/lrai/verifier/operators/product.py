@@ -1,5 +1,7 @@
 """Operators of several values that are not linear: products, softmax, maximum."""
 
+import math
+
 import numpy as np
 
 from lrai.verifier.operators.base import Array, Box, Operator
@@ -22,7 +24,7 @@ class Product(Operator):
         """See Operator."""
         left, right = self._matrices(values[0], values[1])
         product: Array = np.matmul(left, right)
-        return product.reshape(len(left), -1)
+        return product.reshape(len(left), math.prod(self._out))
 
     def interval(self, *boxes: Box) -> Box:
         """See Operator."""
@@ -51,9 +53,9 @@ class Product(Operator):
         left, right = boxes
         centres = self._matrices(_centre(left), _centre(right))
         shaped = rows.reshape(-1, *self._out)
-        first = np.matmul(shaped, np.swapaxes(centres[1], -1, -2)).reshape(len(rows), -1)
-        second = np.matmul(np.swapaxes(centres[0], -1, -2), shaped).reshape(len(rows), -1)
-        constants = -(rows * np.matmul(*centres).reshape(len(rows), -1)).sum(axis=1)
+        first = np.matmul(shaped, np.swapaxes(centres[1], -1, -2)).reshape(left.lower.shape)
+        second = np.matmul(np.swapaxes(centres[0], -1, -2), shaped).reshape(right.lower.shape)
+        constants = -(rows * np.matmul(*centres).reshape(rows.shape)).sum(axis=1)
         spread = self.evaluate(_radius(left), _radius(right))
         return (first, second), constants - (np.abs(rows) * spread).sum(axis=1)
 
@@ -100,10 +102,10 @@ class Maximum(Operator):
         coefficients = np.zeros_like(lower)
         np.put_along_axis(coefficients, best, factor[:, :, None], axis=2)
         constants = np.where(rows >= 0, 0, rows * (start - chord * low)).sum(axis=1)
-        return (coefficients.reshape(len(rows), -1),), constants
+        return (coefficients.reshape(boxes[0].lower.shape),), constants
 
     def _groups(self, values: Array) -> Array:
-        return values.reshape(len(values), -1, self._count)
+        return values.reshape(len(values), values.shape[1] // self._count, self._count)
 
 
 def _centre(box: Box) -> Array:

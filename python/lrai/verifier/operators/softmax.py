@@ -30,7 +30,7 @@ class Softmax(Operator):
         x = self._groups(values[0])
         powers = np.exp(x - x.max(axis=2, keepdims=True))
         shares: Array = powers / powers.sum(axis=2, keepdims=True)
-        return shares.reshape(len(x), -1)
+        return shares.reshape(values[0].shape)
 
     def interval(self, *boxes: Box) -> Box:
         """See Operator."""
@@ -42,7 +42,7 @@ class Softmax(Operator):
         low, high = self._differences(boxes[0])
         with np.errstate(over="ignore"):
             ends = [1 / np.exp(part).sum(axis=3) for part in (high, low)]
-        return Box(*(end.reshape(len(end), -1) for end in ends))
+        return Box(*(end.reshape(boxes[0].lower.shape) for end in ends))
 
     def magnitude(self, *boxes: Box) -> Array:
         """See Operator."""
@@ -73,7 +73,7 @@ class Softmax(Operator):
         spread = factor[..., None] * slope
         coefficients = spread.sum(axis=2) - spread.sum(axis=3)
         total = constant + factor * start.sum(axis=3)
-        return (coefficients.reshape(len(rows), -1),), total.sum(axis=(1, 2))
+        return (coefficients.reshape(rows.shape),), total.sum(axis=(1, 2))
 
     def _powers(
         self, low: Array, high: Array, small: NDArray[np.bool_], positive: NDArray[np.bool_]
@@ -103,4 +103,4 @@ class Softmax(Operator):
         return low, (upper[:, :, None, :] - lower[:, :, :, None]) * other
 
     def _groups(self, values: Array) -> Array:
-        return values.reshape(len(values), -1, self._count)
+        return values.reshape(len(values), self._elements // self._count, self._count)
