@@ -170,11 +170,11 @@ class Bounds:
                 total += np.einsum("rn,rn->r", least, constant)
                 found = (part - least) * below + least * state.above[regions, out]
             self._scatters[index].add(rows, found)
-        part = rows[:, self.graph.inputs]
-        box = (side[regions][:, self.graph.inputs] for side in (state.lower, state.upper))
-        low, high = box
+        part, inputs = rows[:, self.graph.inputs], self.graph.inputs
+        sides = (state.lower, state.upper, state.error)
+        low, high, error = (side[:, inputs][regions] for side in sides)
         total += np.minimum(part * low, part * high).sum(axis=1)
-        total -= np.einsum("rn,rn->r", np.abs(part), state.error[regions][:, self.graph.inputs])
+        total -= np.einsum("rn,rn->r", np.abs(part), error)
         return total, part
 
 

@@ -136,7 +136,7 @@ def _look_through(tree: Tree, index: int, claims: int) -> None:
         all(np.isfinite(part).all() for part in reals)
         and claims > 0
         and (tree.lower <= tree.upper).all()
-        and (np.unique(tree.claim) == np.arange(claims)).all()
+        and np.array_equal(np.unique(tree.claim), np.arange(claims))
         and (tree.weights >= 0).all()
         and (tree.betas >= 0).all()
         and (tree.exact <= 1).all()
