@@ -9,7 +9,7 @@ import typer
 from lrai.cli.answer import Answer
 from lrai.errors import ConfigError, LraiError
 
-_COMMANDS: Final = ("serve", "models", "infer", "bench", "doctor", "verify", "check")
+_COMMANDS: Final = ("serve", "models", "infer", "bench", "doctor", "verify", "check", "radius")
 # Their codes 1 and 2 are answers, so what cannot be asked is 3.
 _ANSWERING: Final = ("verify", "check")
 

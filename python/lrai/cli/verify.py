@@ -2,18 +2,17 @@
 
 import json
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
 from lrai.cli.answer import Answer
-from lrai.cli.table import print_table
 from lrai.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lrai.verifier.instances import Outcome
+    from lrai.verifier.instance import Instance
     from lrai.verifier.verdict import Progress, Verdict
 
 _EXIT: Final = {"unsat": 0, "sat": 1, "unknown": 2}
@@ -94,14 +93,21 @@ def _verify(  # noqa: PLR0913 - every option of a command is an argument
     vnnlib: Annotated[
         Path | None, typer.Option(help="Write the property in VNN-LIB; `lrai check` needs it.")
     ] = None,
+    guard: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the proved region here; beside a model, the server marks the rest."
+        ),
+    ] = None,
 ) -> None:
-    from lrai.verifier.instance import Instance, read, solve
+    from lrai.verifier.instance import Instance, solve
 
     if instances is not None:
+        from lrai.cli.instances import run_list
         from lrai.verifier.instances import RunSettings
 
         settings = RunSettings(arithmetic, workers, timeout, certificates, check)
-        raise Answer(_run_list(instances, results, settings, as_json))
+        raise Answer(run_list(instances, results, settings, as_json))
     models = files or []
     if against is not None:
         if region is None or len(models) != 1:
@@ -113,26 +119,51 @@ def _verify(  # noqa: PLR0913 - every option of a command is an argument
         how = ClosenessSettings(epsilon, absolute, arithmetic, limit)
         both = Comparison(against, models[0], region, how, as_json, certificate)
         raise Answer(sample(both, cases, alpha, workers) if cases else compare(both))
+    if guard is not None and certificate is None:
+        raise ConfigError("a guard names its certificate", "give --certificate too")
     if len(models) < 2:
         raise ConfigError("give a model and a property", "lrai verify MODEL.onnx PROPERTY.vnnlib")
     instance = Instance(tuple(models[:-1]), models[-1], timeout or Instance.timeout_s)
     with _Bar(as_json) as bar:
         verdict = solve(instance, arithmetic, bar.show)
-    if certificate is not None and verdict.certificate is not None:
-        verdict.certificate.write(certificate)
-    if vnnlib is not None:
-        vnnlib.write_text(read(instance)[1].text, encoding="utf-8")
-    if witness is not None and verdict.witness is not None:
-        witness.write_text(witness_text(verdict), encoding="utf-8")
-    if html is not None:
-        from lrai.verifier.report import page
-
-        html.write_text(page(instance, verdict, arithmetic), encoding="utf-8")
+    _Files(certificate, guard, vnnlib, witness, html).write(instance, verdict, arithmetic)
     if as_json:
         print(json.dumps(as_values(verdict, arithmetic), indent=2))
     else:
         _say(verdict, arithmetic, certificate)
     raise Answer(_EXIT[verdict.answer])
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What a verdict may leave; None: not wanted."""
+
+    certificate: Path | None
+    guard: Path | None
+    vnnlib: Path | None
+    witness: Path | None
+    html: Path | None
+
+    def write(self, instance: "Instance", verdict: "Verdict", arithmetic: str) -> None:
+        """Write those that there is something for."""
+        from lrai.verifier.instance import read
+
+        if self.certificate is not None and verdict.certificate is not None:
+            verdict.certificate.write(self.certificate)
+            if self.guard is not None:
+                from lrai.verifier.guard import guard_of_certificate
+
+                claim = f"{instance.subject.name} holds under {arithmetic} arithmetic"
+                network = read(instance)[0]
+                guard_of_certificate(network, self.certificate, claim).write(self.guard)
+        if self.vnnlib is not None:
+            self.vnnlib.write_text(read(instance)[1].text, encoding="utf-8")
+        if self.witness is not None and verdict.witness is not None:
+            self.witness.write_text(witness_text(verdict), encoding="utf-8")
+        if self.html is not None:
+            from lrai.verifier.report import page
+
+            self.html.write_text(page(instance, verdict, arithmetic), encoding="utf-8")
 
 
 class _Bar:
@@ -204,48 +235,3 @@ def witness_text(verdict: "Verdict") -> str:
     lines = [f"(X_{index} {float(value)!r})" for index, value in enumerate(x)]
     lines += [f"(Y_{index} {float(value)!r})" for index, value in enumerate(y)]
     return "sat\n(" + "\n ".join(lines) + ")\n"
-
-
-def _run_list(path: Path, results: Path | None, settings: Any, as_json: bool) -> int:
-    from lrai.verifier.instances import run
-
-    if results is None:
-        results = Path(f"{path.stem}.results.jsonl")
-    told: Callable[[Outcome, int, int], None] | None = None
-    if not as_json:
-        print(f"results: {results}", file=sys.stderr)
-        told = _tell
-    outcomes = run(path, results, settings, told)
-    summary = _summary(outcomes)
-    if as_json:
-        print(json.dumps(summary, indent=2))
-    else:
-        rows = [(name, cast("object", value)) for name, value in summary.items()]
-        print_table(("what", "value"), rows)
-    return 0 if summary["error"] == 0 else 2
-
-
-def _tell(outcome: "Outcome", done: int, total: int) -> None:
-    proof = "" if outcome.accepted is None else f"  checked in {outcome.check_seconds:.2f} s"
-    if outcome.accepted is False:
-        proof = "  CERTIFICATE REFUSED"
-    print(
-        f"{done:4}/{total}  {outcome.answer:8}{outcome.seconds:8.2f} s  "
-        f"{Path(outcome.model).name}  {Path(outcome.subject).name}{proof}"
-        f"{f'  ({outcome.reason})' if outcome.reason else ''}",
-        flush=True,
-    )
-
-
-def _summary(outcomes: list["Outcome"]) -> dict[str, float | int]:
-    """What a list came to."""
-    answers = [outcome.answer for outcome in outcomes]
-    return {
-        "instances": len(outcomes),
-        **{answer: answers.count(answer) for answer in ("unsat", "sat", "unknown", "error")},
-        "certificates accepted": sum(outcome.accepted is True for outcome in outcomes),
-        "certificates refused": sum(outcome.accepted is False for outcome in outcomes),
-        "solving seconds": round(sum(outcome.seconds for outcome in outcomes), 1),
-        "checking seconds": round(sum(outcome.check_seconds for outcome in outcomes), 1),
-        "slowest seconds": max((outcome.seconds for outcome in outcomes), default=0.0),
-    }
