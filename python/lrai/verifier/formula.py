@@ -64,6 +64,11 @@ def conjunction(parts: Sequence[Formula]) -> Formula:
         if len(clauses) * len(part) > _MAX_CASES:
             _limited((), len(clauses) * len(part))
         clauses = tuple(clause + other for clause in clauses for other in part)
+    if len(clauses) * len(common) > _MAX_ELEMENTS:
+        raise PropertyError(
+            f"{len(clauses)} cases share {len(common)} conditions, which is too many.",
+            "split the property into several files",
+        )
     return tuple(common + clause for clause in clauses)
 
 

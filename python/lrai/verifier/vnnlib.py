@@ -21,7 +21,7 @@ from lrai.verifier.formula import (
 )
 from lrai.verifier.property import Property
 
-_MAX_BYTES: Final = 256 << 20
+_MAX_BYTES: Final = 64 << 20
 _MAX_DEPTH: Final = 200
 _TOKEN: Final = re.compile(r";[^\n]*|[()]|[^\s();]+")
 NUMBER: Final = re.compile(r"[+-]?(\d{1,60}\.?\d{0,400}|\.\d{1,400})([eE][+-]?\d{1,3})?")
