@@ -175,8 +175,10 @@ def evaluate(
         for names in (node.input, node.output)
     )
     graph = onnx.helper.make_graph([plain], "node", inputs, outputs)
-    # The types of `com.microsoft` quantisation joined the standard in opset 21.
-    version = max(opset, 21) if node.domain == "com.microsoft" else opset
+    # The evaluator has no older versions of these two, which mean the same; the 16-bit types of
+    # `com.microsoft` came with opset 21.
+    is_quantisation = node.op_type in ("QuantizeLinear", "DequantizeLinear")
+    version = max(opset, 21) if is_quantisation else opset
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
     feeds = {name: array for name, array in zip(node.input, arrays, strict=True) if name}
     try:

@@ -179,6 +179,23 @@ CASES = {
         s=F(0.0001),
         z=np.uint16(30000),
     ),
+    "qdq-13": model(
+        [1, 4],
+        [
+            n("DequantizeLinear", "w t u", "v", axis=1),
+            n("QuantizeLinear", "x s z", "q"),
+            n("DequantizeLinear", "q s z", "d"),
+            n("Gemm", "d v", "g"),
+            n("QuantizeLinear", "g s z", "p"),
+            n("DequantizeLinear", "p s z"),
+        ],
+        opset=13,
+        s=F(0.05),
+        z=np.int8(3),
+        w=np.arange(-6, 6, dtype=np.int8).reshape(4, 3),
+        t=abs(r(3)) * F(0.1),
+        u=np.zeros(3, np.int8),
+    ),
     "weight-only": model(
         [1, 5],
         [n("DequantizeLinear", "w s z", "v", axis=1), n("MatMul", "x v")],
@@ -187,8 +204,8 @@ CASES = {
         z=np.zeros(4, np.int8),
     ),
 }
-# The standard's evaluator has no operators of other domains, and the axes of today's Softmax only.
-STANDARD = sorted(set(CASES) - {"qdq-16-contrib", "softmax-old"})
+# The standard's evaluator has no operators of other domains, and today's Softmax and Q/DQ only.
+STANDARD = sorted(set(CASES) - {"qdq-16-contrib", "qdq-13", "softmax-old"})
 
 
 def saved(tmp_path: Path, proto: onnx.ModelProto) -> Path:
