@@ -13,6 +13,7 @@ from onnx.backend import test as backend_test
 from onnx.reference import ReferenceEvaluator
 
 from lrai.errors import UnsupportedOperatorError, VerifierError
+from lrai.verifier.bounds import Bounds
 from lrai.verifier.onnx_reader import read_onnx
 from lrai.verifier.operators import softmax
 from lrai.verifier.operators.base import Box
