@@ -322,6 +322,28 @@ def check_operator(
         assert np.all(bound <= exact + rounding + np.abs(rows) @ slack.T)
 
 
+@pytest.mark.parametrize("arithmetic", ["real", "float32"])
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_samples_never_leave_the_bounds_of_the_engine(
+    name: str, arithmetic: str, tmp_path: Path
+) -> None:
+    network = read_onnx(saved(tmp_path, CASES[name]))
+    random = np.random.default_rng(9)
+    bounds, rows = Bounds(network, arithmetic), np.eye(network.output_size)
+    rows = np.concatenate([rows, -rows])
+    for width in (0.0, 0.05, 0.5):
+        centre = random.normal(0, 1, (1, network.input_size))
+        radius = width * random.uniform(0, 1, centre.shape)
+        box = Box(centre - radius, centre + radius)
+        regions = bounds.regions(box)
+        lowest = bounds.lower(rows, regions, np.zeros(len(rows), np.intp))
+        values = network.values(points(box, 100, random))
+        assert np.all(lowest <= (network.evaluate(values[0]) @ rows.T).min(axis=0))
+        for found, inside in zip(values, regions.boxes, strict=True):
+            assert np.all(inside.lower <= found)
+            assert np.all(found <= inside.upper)
+
+
 @pytest.mark.parametrize(
     "name", ["conv", "gemm", "sigmoid", "mul-two", "softmax", "layer-norm", "qdq"]
 )
