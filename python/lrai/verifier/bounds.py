@@ -104,6 +104,8 @@ class Bounds:
                 regions.boxes[index] = known[index]
             elif self.graph.curved[index] or (forms is None and self.graph.chained(index)):
                 self._refine(index, regions)
+        if forms is not None:
+            regions.forms = forms.lines
         return regions
 
     def relax(self, boxes: list[Box]) -> Regions:

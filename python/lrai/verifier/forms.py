@@ -20,7 +20,8 @@ class Forms:
         self._size = network.input_size
         self._rounding = gamma(network.input_size + len(network.nodes) + 16, UNIT64)
         self._radius = (box.upper - box.lower) / 2
-        self._lines: list[Array] = []
+        self.lines: list[Array] = []
+        """Centre and coefficients of each node's form."""
         self._rests: list[Array] = []
 
     def intersect(self, index: int, regions: Regions) -> Box:
@@ -33,7 +34,7 @@ class Forms:
         else:
             self._interval(box)
             return box
-        line, rest = self._lines[-1], self._rests[-1]
+        line, rest = self.lines[-1], self._rests[-1]
         reach = np.abs(line[:, 1:]).sum(axis=1) + rest
         reach += self._rounding * (np.abs(line[:, 0]) + reach)
         return Box(
@@ -47,18 +48,18 @@ class Forms:
         line[:, 0] = (box.lower + box.upper) / 2
         for column, row in enumerate(range(part.start, part.stop)):
             line[:, 1 + row, column] = self._radius[:, row]
-        self._lines.append(line)
+        self.lines.append(line)
         self._rests.append(self._rounding * box.magnitude)
 
     def _total(self, source: int) -> Array:
         """The largest absolute value that a form can take."""
-        total: Array = np.abs(self._lines[source]).sum(axis=1)
+        total: Array = np.abs(self.lines[source]).sum(axis=1)
         return total + self._rests[source]
 
     def _linear(self, index: int, operator: Linear, regions: Regions) -> None:
         node = self._nodes[index]
         count = len(regions.boxes[index].lower)
-        flat = (self._lines[source].reshape(-1, self._nodes[source].size) for source in node.inputs)
+        flat = (self.lines[source].reshape(-1, self._nodes[source].size) for source in node.inputs)
         line = operator.map(*flat).reshape(count, 1 + self._size, node.size)
         line[:, 0] += operator.bias
         sizes = sum(self._nodes[source].size for source in node.inputs)
@@ -66,7 +67,7 @@ class Forms:
         rest = operator.spread(
             *(self._rests[source] + rounding * self._total(source) for source in node.inputs)
         )
-        self._lines.append(line)
+        self.lines.append(line)
         self._rests.append(rest + rounding * np.abs(operator.bias) + regions.errors[index])
 
     def _elementwise(self, index: int, operator: Elementwise, regions: Regions) -> None:
@@ -77,19 +78,19 @@ class Forms:
         planes = operator.planes(box, slope)
         difference = planes.lower_slope - slope
         below = planes.lower_constant + np.minimum(difference * box.lower, difference * box.upper)
-        line = self._lines[source] * slope[:, None]
+        line = self.lines[source] * slope[:, None]
         line[:, 0] += (below + above) / 2
         rest = np.abs(slope) * self._rests[source] + (above - below) / 2
         rest += self._rounding * (
             np.abs(slope) * self._total(source) + np.abs(above) + np.abs(below)
         )
-        self._lines.append(line)
+        self.lines.append(line)
         self._rests.append(rest + regions.errors[index])
 
     def _interval(self, box: Box) -> None:
         line = np.zeros((len(box.lower), 1 + self._size, box.lower.shape[1]))
         line[:, 0] = (box.lower + box.upper) / 2
-        self._lines.append(line)
+        self.lines.append(line)
         self._rests.append((box.upper - box.lower) / 2 + self._rounding * box.magnitude)
 
 

@@ -9,6 +9,7 @@ multiplier of a split (beta-CROWN, Wang et al. 2021). No automatic differentiati
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lrai.verifier.backward import Choice, Trace
 from lrai.verifier.bounds import Bounds
@@ -17,15 +18,16 @@ from lrai.verifier.operators.base import Elementwise
 from lrai.verifier.regions import Regions
 
 
-@dataclass(frozen=True)
-class Optimised:
+@dataclass
+class Improved:
     """The best choice that was seen, row by row."""
 
     lower: Array
     """`(R,)`."""
     weights: Array
     """`(R, conditions)`, non-negative."""
-    choice: Choice
+    slopes: dict[int, NDArray[np.uint8]]
+    """`(R, size)` per adjustable node, in steps of 1/255: what a certificate holds."""
 
 
 def minimiser(regions: Regions, bounds: Bounds, coefficients: Array) -> Array:
@@ -60,30 +62,74 @@ def replay(bounds: Bounds, regions: Regions, choice: Choice, trace: Trace) -> li
     return values
 
 
-def improve_weights(
-    bounds: Bounds, regions: Regions, weights: Array, steps: int
-) -> tuple[Array, Array]:
-    """Ascend in the weights of the conditions, `(R, M)` with zeros for those that stay out.
+def improve(
+    bounds: Bounds, regions: Regions, weights: Array, steps: int, *, sloped: bool
+) -> Improved:
+    """Ascend in the weights of the conditions `(R, M)`, zeros stay out, and in the lower slopes.
 
-    Row r belongs to region r. Multiplicative steps on the simplex (exponentiated gradient, Kivinen
-    and Warmuth 1997); returns the best bounds `(R,)` and their weights, in steps of 1/64.
+    Row r belongs to region r. Weights take multiplicative steps on the simplex (exponentiated
+    gradient, Kivinen and Warmuth 1997) and are rounded to 1/64; slopes take signed steps.
     """
-    best, best_weights = np.full(len(weights), -np.inf), weights
+    slopes = default_slopes(bounds, regions) if sloped else {}
+    best = Improved(np.full(len(weights), -np.inf), weights, slopes)
     current = weights
     for step in range(steps):
         trace = Trace()
-        quantised = np.maximum(np.round(current * 64), current > 0) / 64
-        lower = bounds.lower(quantised, regions, None, None, trace)
-        better = lower > best
-        best = np.where(better, lower, best)
-        best_weights = np.where(better[:, None], quantised, best_weights)
-        if step + 1 == steps:
-            break
-        gradient = replay(bounds, regions, Choice(), trace)[bounds.network.outputs[0]]
-        gradient = gradient - (gradient * current).sum(axis=1, keepdims=True)
-        scale = np.abs(np.where(current > 0, gradient, 0)).max(axis=1, keepdims=True)
-        rate = 1.5 / (1 + step / 2)
-        current = current * np.exp(rate * gradient / np.maximum(scale, np.finfo(np.float64).tiny))
-        current = current / current.sum(axis=1, keepdims=True)
-        current = np.where((weights > 0) & (current < 1 / 256), 1 / 256, current)
-    return best, best_weights
+        rounded = np.maximum(np.round(current * 64), weights > 0) / 64
+        choice = Choice({index: levels / 255 for index, levels in slopes.items()})
+        lower = bounds.lower(rounded, regions, None, choice, trace)
+        _keep(best, lower, rounded, slopes)
+        if step + 1 < steps:
+            values = replay(bounds, regions, choice, trace)
+            rate = 1 / (1 + step / 2)
+            current = _reweigh(current, values[bounds.network.outputs[0]], 1.5 * rate)
+            slopes = {
+                index: _tilt(levels, index, (bounds, regions, trace, values), rate)
+                for index, levels in slopes.items()
+            }
+    return best
+
+
+def default_slopes(bounds: Bounds, regions: Regions) -> dict[int, NDArray[np.uint8]]:
+    """The lower slopes of every adjustable node without a choice, `(N, size)` in steps of 1/255."""
+    found = {}
+    for index, node in enumerate(bounds.network.nodes):
+        planes = regions.planes[index]
+        if isinstance(node.operator, Elementwise) and node.operator.adjustable and planes:
+            found[index] = (planes.lower_slope * 255).astype(np.uint8)
+    return found
+
+
+def _keep(
+    best: Improved, lower: Array, weights: Array, slopes: dict[int, NDArray[np.uint8]]
+) -> None:
+    better = lower > best.lower
+    best.lower = np.where(better, lower, best.lower)
+    best.weights = np.where(better[:, None], weights, best.weights)
+    best.slopes = {
+        index: np.where(better[:, None], levels, best.slopes[index])
+        for index, levels in slopes.items()
+    }
+
+
+def _reweigh(current: Array, gradient: Array, rate: float) -> Array:
+    """One multiplicative step; what takes part stays above 1/256."""
+    part = current > 0
+    centred = np.where(part, gradient - (gradient * current).sum(axis=1, keepdims=True), 0)
+    scale = np.maximum(np.abs(centred).max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    raised = np.where(part, np.maximum(current * np.exp(rate * centred / scale), 1 / 256), 0)
+    found: Array = raised / raised.sum(axis=1, keepdims=True)
+    return found
+
+
+def _tilt(
+    levels: NDArray[np.uint8],
+    index: int,
+    seen: tuple[Bounds, Regions, Trace, list[Array]],
+    rate: float,
+) -> NDArray[np.uint8]:
+    """One signed step of a node's slopes, where a row takes the lower line."""
+    bounds, _, trace, values = seen
+    gradient = np.maximum(trace.rows[index], 0) * values[bounds.network.nodes[index].inputs[0]]
+    moved = levels + np.sign(gradient) * (255 * 0.5 * rate)
+    return np.clip(np.round(moved), 0, 255).astype(np.uint8)

@@ -62,6 +62,8 @@ class Regions:
     """Lines of elementwise nodes with the default slopes, moved apart by the error terms."""
     lines: list[Lines | None] = field(default_factory=list)
     """The same as middle and half."""
+    forms: list[Array] = field(default_factory=list)
+    """Centre and coefficients of each node's form, `(N, 1 + n_in, size)`; empty without forms."""
 
     def take(self, rows: Index) -> "Regions":
         """Some of the regions, repeated as often as they are named."""
@@ -70,6 +72,7 @@ class Regions:
             [error.take(rows, axis=0) for error in self.errors],
             [None if planes is None else planes.take(rows) for planes in self.planes],
             [None if lines is None else lines.take(rows) for lines in self.lines],
+            [form.take(rows, axis=0) for form in self.forms],
         )
 
 

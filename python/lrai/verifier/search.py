@@ -12,11 +12,14 @@ from lrai.verifier.certificate import Certificate, Tree
 from lrai.verifier.input_split import InputSplit
 from lrai.verifier.network import Array, Network
 from lrai.verifier.property import Case, Property
+from lrai.verifier.relu_split import ReluSplit
 from lrai.verifier.replay import Part, Replay, float32_inside
 from lrai.verifier.verdict import Answer, Progress, Verdict, Witness
 
 _QUICK = AttackSettings(starts=32, steps=20, rounds=1)
 _PROGRESS_S = 0.2
+_FEW_INPUTS = 16
+"""Up to here inputs are split, which closes boxes of any network; beyond it Relus are."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class _Search:
         self._network, self._subject, self._settings = network, subject, settings
         self._report, self._reported = progress, self._start
         self._replay: Replay | None = None
-        self._groups: list[InputSplit] = []
+        self._groups: list[InputSplit | ReluSplit] = []
         self._doubts = 0
 
     def run(self) -> Verdict:
@@ -71,7 +74,8 @@ class _Search:
         if witness is not None:
             return self._verdict("sat", witness)
         arithmetic = self._settings.arithmetic
-        self._groups = [InputSplit(self._network, group, arithmetic) for group in groups]
+        split = InputSplit if self._network.input_size <= _FEW_INPUTS else ReluSplit
+        self._groups = [split(self._network, group, arithmetic) for group in groups]
         return self._bound() or self._proved([group.tree for group in self._groups])
 
     def _bound(self) -> Verdict | None:
@@ -83,7 +87,7 @@ class _Search:
                     return self._verdict("sat", witness)
                 if self._seconds() > self._settings.timeout_s:
                     return self._unknown("time ran out")
-            if sum(len(group.frontier) for group in waiting) > self._settings.open_boxes:
+            if sum(group.waiting for group in waiting) > self._settings.open_boxes:
                 return self._unknown("too many boxes are open")
             self._show()
         if any(group.stuck for group in self._groups):
@@ -97,6 +101,9 @@ class _Search:
         return self._verdict("unsat", certificate=certificate)
 
     def _attack(self) -> Witness | None:
+        if not self._subject.cases:
+            # A property whose boxes are all empty: no case is left to attack.
+            return None
         for index, x in attack(self._network, self._subject.cases, _QUICK):
             witness = self._confirm(self._subject.cases[index], x)
             if witness is not None:
@@ -120,7 +127,7 @@ class _Search:
 
     def _unknown(self, cause: str) -> Verdict:
         """Say why, with the bound that was reached and what float32 has to do with it."""
-        bound = min(group.frontier.bound for group in self._groups)
+        bound = min(group.bound for group in self._groups)
         share = np.mean([group.share for group in self._groups])
         text = f"{cause}; {share:.2%} of the region is proved, the worst bound is {bound:.3g}"
         if self._doubts:
@@ -145,7 +152,7 @@ class _Search:
         self._report(
             Progress(
                 boxes=sum(group.boxes for group in self._groups),
-                bound=min(group.frontier.bound for group in self._groups),
+                bound=min(group.bound for group in self._groups),
                 share=float(np.mean([group.share for group in self._groups])),
                 seconds=self._seconds(),
             )
