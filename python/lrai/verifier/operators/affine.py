@@ -6,7 +6,7 @@ from lrai.verifier.operators.base import Array, Linear
 
 
 class Affine(Linear):
-    """y = sum_i x_i @ weights_i + bias: Gemm, MatMul, Add, Sub, Mul by constants, BatchNormalization."""
+    """y = sum_i x_i @ weights_i + bias (Gemm, MatMul; Add, Sub and Mul by dense constants)."""
 
     def __init__(self, weights: tuple[Array, ...], bias: Array) -> None:
         """Take weights of shape `(n_i, n)` and a bias of shape `(n,)`."""
