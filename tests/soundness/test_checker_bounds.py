@@ -153,7 +153,7 @@ def test_deployed_values_never_leave_the_bounds(bench, name, radius):
     # The box of the points: a corner that is rounded to float32 must not leave it.
     points = (rng.normal(size=size) + radius * steps).astype(F)
     box = points.min(axis=0).astype(float), points.max(axis=0).astype(float)
-    state = bounds.regions(box[0][None], box[1][None])
+    state = bounds.regions(box[0][None], box[1][None], [()])
     values = deployed(path, points, shape)
     low, high = state.lower[0, graph.outputs], state.upper[0, graph.outputs]
     assert (values >= low).all()
@@ -167,7 +167,7 @@ def test_deployed_values_never_leave_the_bounds(bench, name, radius):
     if radius == 0.0:
         # A point has no relaxation: what is left is rounding, and steps of quantised values.
         step = float(constants.get("s", 0.0)) if "bits" in name and "weights" not in name else 0.0
-        assert (high - low <= 1.001 * step + 1e-4).all()
+        assert (high - low <= 1.001 * step + 1e-3).all()
         assert (found - bound <= 1.001 * step * np.abs(functions).sum(axis=1) + 1e-3).all()
 
 

@@ -22,8 +22,8 @@ def ask(graph: Graph, state: State, fixed: dict[int, bool], claims: list[Array])
     """
     import z3
 
-    if graph.slots > _MAX_SLOTS:
-        return "unknown"
+    if graph.slots > _MAX_SLOTS or state.is_empty[0]:
+        return "unsat" if state.is_empty[0] else "unknown"
     solver = z3.Solver()
     solver.set("timeout", _TIMEOUT_MS)
     forms, constants, radii, unstable = _forms(graph, state, fixed)
@@ -73,7 +73,7 @@ def _forms(
     unstable = []
     forms[graph.inputs, graph.inputs] = 1.0
     for one in graph.operations:
-        out = np.arange(one.start, one.stop)
+        out = np.arange(one.out.start, one.out.stop)
         if isinstance(one, Sum):
             # A column of a sum's slot has room for the deviation only.
             reach[out] = deviation[out]

@@ -1,168 +1,122 @@
 """The leaves of a tree: where its splits lead, and whether bounds close them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lrai.verifier.checker.bounds import Bounds, State
+from lrai.verifier.checker.bounds import ROW_ELEMENTS, Bounds, State
 from lrai.verifier.checker.certificate import Tree
 from lrai.verifier.checker.graph import Array, RefusedError
 
 _MAX_FIXED: Final = 1 << 24
-_ROW_ELEMENTS: Final = 1 << 19
 
 
 @dataclass(frozen=True)
-class Leaves:
-    """Some leaves of one tree, or halves of them."""
+class Leaf:
+    """A leaf of a tree, or a half of one that fixes no neurons."""
 
     lower: Array
-    """`(boxes, n_in)`."""
     upper: Array
-    box: NDArray[np.intp]
-    """`(leaves,)`, ascending."""
-    origin: NDArray[np.intp]
-    """`(leaves,)`: the leaf's place in the tree."""
-    fixed: list[tuple[int, ...]]
-    """For each leaf, from the root: neuron k whose input is >= 0 as k, <= 0 as -1 - k."""
-    betas: NDArray[np.intp]
-    """`(leaves,)`: where the leaf's multipliers begin."""
-
-    def only(self, chosen: NDArray[np.intp]) -> "Leaves":
-        """Some of the leaves."""
-        fixed = [self.fixed[leaf] for leaf in chosen]
-        parts = (self.box[chosen], self.origin[chosen], fixed, self.betas[chosen])
-        return Leaves(self.lower, self.upper, *parts)
+    fixed: tuple[int, ...]
+    """From the root: neuron k whose input is >= 0 as k, <= 0 as -1 - k."""
+    origin: int
+    """Its place in the tree."""
+    betas: int
+    """Where its multipliers begin."""
 
 
-def replay(tree: Tree, hidden: int) -> Leaves:
+def replay(tree: Tree, hidden: int) -> list[Leaf]:
     """Follow the splits; RefusedError where they are no tree or leave their box."""
-    root = (tree.lower, tree.upper)
-    stack: list[tuple[tuple[Array, Array], tuple[int, ...]]] = [(root, ())]
-    found = []
-    left = _MAX_FIXED
+    stack: list[tuple[Array, Array, tuple[int, ...]]] = [(tree.lower, tree.upper, ())]
+    leaves: list[Leaf] = []
+    betas = total = 0
     for axis, at in zip(tree.axis.tolist(), tree.at.tolist(), strict=True):
-        if not stack or left < 0:
+        if not stack or total > _MAX_FIXED:
             raise RefusedError("a tree has too many nodes")
-        box, fixed = stack.pop()
-        left -= len(fixed)
+        lower, upper, fixed = stack.pop()
         neuron = -2 - axis
+        total += len(fixed)
         if axis == -1:
-            found.append((box, fixed))
-        elif 0 <= axis < tree.lower.size and box[0][axis] <= at <= box[1][axis]:
-            is_cut = np.arange(tree.lower.size) == axis
-            stack.append(((np.where(is_cut, at, box[0]), box[1]), fixed))
-            stack.append(((box[0], np.where(is_cut, at, box[1])), fixed))
+            leaves.append(Leaf(lower, upper, fixed, len(leaves), betas))
+            betas += len(fixed) * tree.choice.shape[1]
+        elif 0 <= axis < lower.size and lower[axis] <= at <= upper[axis]:
+            is_cut = np.arange(lower.size) == axis
+            stack.append((np.where(is_cut, at, lower), upper, fixed))
+            stack.append((lower, np.where(is_cut, at, upper), fixed))
         elif 0 <= neuron < hidden and neuron not in fixed and -1 - neuron not in fixed:
-            stack += [(box, (*fixed, neuron)), (box, (*fixed, -1 - neuron))]
+            stack += [(lower, upper, (*fixed, one)) for one in (neuron, -1 - neuron)]
         else:
             raise RefusedError("a tree has a split outside of its box or of the network")
-    if stack:
-        raise RefusedError("a tree has too few nodes")
-    boxes = {id(box): box for box, _ in found}
-    place = {key: index for index, key in enumerate(boxes)}
-    places = np.array([place[id(one)] for one, _ in found])
-    depth = np.array([len(fixed) for _, fixed in found]) * tree.choice.shape[1]
-    if tree.betas.size not in (0, depth.sum()):
-        raise RefusedError("a tree has another number of multipliers than splits")
-    lower, upper = (np.array(side) for side in zip(*boxes.values(), strict=True))
-    begins = depth.cumsum() - depth
-    fixed_of = [fixed for _, fixed in found]
-    every = Leaves(lower, upper, places, np.arange(places.size), fixed_of, begins)
-    return every.only(np.argsort(places, kind="stable"))
+    if stack or tree.betas.size not in (0, betas):
+        raise RefusedError("a tree has too few nodes, or another number of multipliers")
+    return leaves
 
 
-def close(tree: Tree, bounds: Bounds, leaves: Leaves) -> Leaves:
+def close(tree: Tree, bounds: Bounds, leaves: list[Leaf]) -> list[Leaf]:
     """Bound every leaf; the halves of those that stay open. RefusedError if one fixes neurons."""
-    refined = tree.refined / 255.0 if tree.refined.size else None
-    boxes = max(_ROW_ELEMENTS // bounds.graph.slots, 1)
-    count = max(boxes // tree.choice.shape[1], 1)
+    count = max(ROW_ELEMENTS // bounds.graph.slots // tree.choice.shape[1], 1)
     halves = []
-    for first in range(0, len(leaves.lower), boxes):
-        box = slice(first, first + boxes)
-        state = bounds.regions(leaves.lower[box], leaves.upper[box], refined)
-        start, end = np.searchsorted(leaves.box, (first, first + boxes))
-        for begin in range(start, end, count):
-            part = leaves.only(np.arange(begin, min(begin + count, end)))
-            is_open, axes = _examine(tree, bounds, state, replace(part, box=part.box - first))
-            for leaf in np.flatnonzero(is_open):
-                if part.fixed[leaf]:
-                    raise RefusedError(
-                        f"the bound does not close leaf {part.origin[leaf]} of a tree"
-                    )
-                halves += _halve(part, int(leaf), int(axes[leaf]))
-    lower = np.array([one for one, _, _ in halves]).reshape(-1, tree.lower.size)
-    upper = np.array([one for _, one, _ in halves]).reshape(lower.shape)
-    origin = np.array([one for _, _, one in halves], np.intp)
-    place = np.arange(origin.size)
-    return Leaves(lower, upper, place, origin, [()] * origin.size, place)
+    for start in range(0, len(leaves), count):
+        part = leaves[start : start + count]
+        for leaf, axis in zip(part, _examine(tree, bounds, part).tolist(), strict=True):
+            if axis >= 0 and leaf.fixed:
+                raise RefusedError(f"the bound does not close leaf {leaf.origin} of a tree")
+            if axis >= 0:
+                is_cut = np.arange(leaf.lower.size) == axis
+                middle = np.clip((leaf.lower + leaf.upper) / 2, leaf.lower, leaf.upper)
+                low, high = np.where(is_cut, middle, [leaf.lower, leaf.upper])
+                halves.append(Leaf(leaf.lower, high, (), leaf.origin, 0))
+                halves.append(Leaf(low, leaf.upper, (), leaf.origin, 0))
+    return halves
 
 
-def _halve(leaves: Leaves, leaf: int, axis: int) -> list[tuple[Array, Array, int]]:
-    box, origin = leaves.box[leaf], int(leaves.origin[leaf])
-    lower, upper = leaves.lower[box], leaves.upper[box]
-    is_cut = np.arange(lower.size) == axis
-    middle = np.where(is_cut, np.clip((lower + upper) / 2, lower, upper), upper)
-    return [(lower, middle, origin), (np.where(is_cut, middle, lower), upper, origin)]
+def look(tree: Tree, bounds: Bounds, leaves: list[Leaf]) -> State:
+    """What is known of the regions of leaves."""
+    refined = tree.refined / 255.0 if tree.refined.size else None
+    lower, upper = (
+        np.array(side) for side in zip(*((x.lower, x.upper) for x in leaves), strict=True)
+    )
+    return bounds.regions(lower, upper, [leaf.fixed for leaf in leaves], refined)
 
 
-def _examine(
-    tree: Tree, bounds: Bounds, state: State, leaves: Leaves
-) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
-    """Which leaves stay open, and the input that matters most to each."""
-    claims = tree.choice.shape[1]
-    repeated = np.repeat(leaves.box, claims)
-    regions: NDArray[np.intp] | slice = repeated
-    rows = np.zeros((leaves.box.size * claims, bounds.graph.slots))
+def _examine(tree: Tree, bounds: Bounds, leaves: list[Leaf]) -> NDArray[np.intp]:
+    """For each leaf -1 where it is closed, else the input that matters most."""
+    state = look(tree, bounds, leaves)
+    claims, origin = tree.choice.shape[1], np.array([leaf.origin for leaf in leaves])
+    regions = np.repeat(np.arange(len(leaves)), claims)
+    rows = np.zeros((len(regions), bounds.graph.slots))
     is_in = tree.claim == np.arange(claims)[:, None]
-    weights = tree.weights[tree.choice[leaves.origin]] * is_in
+    weights = tree.weights[tree.choice[origin]] * is_in
     rows[:, -tree.offset.size :] = weights.reshape(len(rows), -1)
-    slope = tree.slope[leaves.origin].reshape(-1, 1)
+    slope = tree.slope[origin].reshape(-1, 1)
     slopes = None
     if (slope >= 0).any():
-        default = state.below[repeated][:, bounds.hidden_outputs]
+        default = state.below[regions][:, bounds.hidden_outputs]
         slopes = np.where(slope >= 0, tree.slopes[slope[:, 0]] / 255.0, default)
-    charge, is_empty = np.zeros(len(rows)), np.zeros(len(leaves.box), bool)
-    widths = np.repeat(
-        (state.upper - state.lower)[leaves.box][:, bounds.graph.inputs], claims, axis=0
-    )
-    if any(leaves.fixed):
-        state, regions = state.take(repeated), slice(None)
-        is_empty = _fix(tree, bounds, state, leaves, (rows, charge))
-    bound, inputs = bounds.lower(rows, state, regions, slopes)
-    margin = (bound - charge).reshape(-1, claims)
-    is_open = ~((margin > 0).all(axis=1) | is_empty)
-    influence = (np.abs(inputs) * widths).reshape(len(margin), claims, -1).sum(axis=1)
-    return is_open, influence.argmax(axis=1)
-
-
-def _fix(
-    tree: Tree, bounds: Bounds, state: State, leaves: Leaves, rows: tuple[Array, Array]
-) -> NDArray[np.bool_]:
-    """Fix the leaves' neurons in `state` and add their multipliers to `rows`, of which the second
-    array is what that costs; tell which leaves have no point at all.
-    """
-    claims, depth = tree.choice.shape[1], np.array([len(fixed) for fixed in leaves.fixed])
-    leaf = np.repeat(np.arange(depth.size), depth)
-    signed = np.array([one for fixed in leaves.fixed for one in fixed])
-    neuron, is_active = np.maximum(signed, -1 - signed), signed >= 0
-    row = leaf[:, None] * claims + np.arange(claims)
-    source, out = bounds.hidden_inputs[neuron][:, None], bounds.hidden_outputs[neuron][:, None]
-    state.below[row, out] = state.above[row, out] = is_active[:, None]
-    state.constant[row, out] = 0.0
+    charge = np.zeros(len(rows))
     if tree.betas.size:
-        step = np.arange(leaf.size) - np.repeat(depth.cumsum() - depth, depth)
-        place = leaves.betas[leaf, None] + np.arange(claims) * depth[leaf, None] + step[:, None]
-        beta = tree.betas[place].astype(np.float64)
-        # To subtract what is >= 0 keeps a lower bound, and so does to add what is <= 0.
-        np.add.at(rows[0], (row, source), np.where(is_active[:, None], -beta, beta))
-        np.add.at(rows[1], row, beta * state.error[row, source])
-    first = row[:, :1]
-    is_wrong = np.where(
-        is_active, state.upper[first, source][:, 0] < 0, state.lower[first, source][:, 0] > 0
-    )
-    is_empty = np.zeros(depth.size, bool)
-    is_empty[leaf[is_wrong]] = True
-    return is_empty
+        for place, leaf in enumerate(leaves):
+            _multiply(tree, bounds, leaf, (rows, state.error[place], charge), place * claims)
+    bound, inputs = bounds.lower(rows, state, regions, slopes)
+    is_open = ~((bound - charge > 0).reshape(-1, claims).all(axis=1) | state.is_empty)
+    widths = np.array([leaf.upper - leaf.lower for leaf in leaves])
+    influence = np.abs(inputs).reshape(len(leaves), claims, -1).sum(axis=1) * widths
+    return np.where(is_open, influence.argmax(axis=1), -1)
+
+
+def _multiply(
+    tree: Tree, bounds: Bounds, leaf: Leaf, parts: tuple[Array, Array, Array], row: int
+) -> None:
+    """Add the leaf's multipliers to its rows, and to the charge what that may cost in rounding."""
+    rows, error, charge = parts
+    claims, count = tree.choice.shape[1], len(leaf.fixed)
+    betas = tree.betas[leaf.betas : leaf.betas + claims * count].reshape(claims, count)
+    signed = np.array(leaf.fixed, np.intp)
+    sources = bounds.hidden_inputs[np.maximum(signed, -1 - signed)]
+    # To subtract what is >= 0 keeps a lower bound, and so does to add what is <= 0.
+    added = np.where(signed >= 0, -betas, betas).astype(np.float64)
+    for claim in range(claims):
+        np.add.at(rows[row + claim], sources, added[claim])
+    charge[row : row + claims] += np.abs(added) @ error[sources]

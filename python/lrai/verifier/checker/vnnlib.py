@@ -1,13 +1,11 @@
-"""The checker's own reading of VNN-LIB: text in, a union of boxes with linear conditions out.
-
-Version 1.0, and of 2.0 what speaks of inputs and outputs of one or several networks.
-"""
+"""The checker's own reading of VNN-LIB 1.0: text in, boxes with linear conditions out."""
 
 import gzip
 import io
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import reduce
 from typing import Any, Final
 
 import numpy as np
@@ -33,18 +31,15 @@ class Region:
 
     lower: Array
     upper: Array
-    conditions: frozenset[tuple[tuple[tuple[int, float], ...], float]]
-    """Each as its non-zero coefficients by place in (y, x), and its offset, rounded up."""
+    conditions: dict[tuple[tuple[int, float], ...], float]
+    """Offsets, rounded up, by the row's non-zero coefficients and their places in (y, x)."""
 
 
 def unpack(content: bytes) -> bytes:
     """The text, unpacked where it is gzip; RefusedError beyond a limit."""
     if content[:2] == b"\x1f\x8b":
-        try:
-            with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-                content = file.read(_MAX_BYTES + 1)
-        except (OSError, EOFError) as error:
-            raise RefusedError(f"the property cannot be unpacked: {error}") from error
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            content = file.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
         raise RefusedError("the property is too long")
     return content
@@ -54,14 +49,12 @@ def read_property(text: str, inputs: int, outputs: int) -> list[Region]:
     """The unsafe regions of a property over so many inputs and outputs."""
     cases: Cases = [()]
     for command in _parse(text):
-        match command:
-            case ["declare-const", str(name), "Real"] if _VARIABLE.fullmatch(name):
-                pass
-            case ["assert", formula]:
-                cases = _both(cases, _formula(formula))
-            case _:
-                raise RefusedError(f"the checker does not know {str(command)[:60]} in a property")
-    return [one for case in cases if (one := _region(case, inputs, outputs)) is not None]
+        if command[:1] == ["assert"] and len(command) == 2:
+            cases = _both(cases, _formula(command[1]))
+        elif command[:1] != ["declare-const"]:
+            raise RefusedError(f"the checker does not know {str(command)[:60]} in a property")
+    found = (_region(case, inputs, outputs) for case in cases)
+    return [region for region in found if region is not None]
 
 
 def _parse(text: str) -> list[Any]:
@@ -69,35 +62,29 @@ def _parse(text: str) -> list[Any]:
     for token in _TOKENS.findall(text):
         if token == "(":
             stack.append([])
-        elif token == ")" and len(stack) > 1:
+        elif token == ")":
             last = stack.pop()
             stack[-1].append(last)
-        elif token == ")" or len(stack) > _MAX_DEPTH:
-            raise RefusedError("the property's parentheses do not match or are too deep")
         elif not token.startswith(";"):
             stack[-1].append(token)
+        if len(stack) > _MAX_DEPTH:
+            raise RefusedError("the property's parentheses are too deep")
     if len(stack) != 1:
         raise RefusedError("the property's parentheses do not match")
     return stack[0]
 
 
-def _formula(formula: Any) -> Cases:
-    match formula:
-        case ["and", *parts]:
-            cases: Cases = [()]
-            for part in parts:
-                cases = _both(cases, _formula(part))
-            return cases
-        case ["or", *parts]:
-            return [case for part in parts for case in _formula(part)]
-        case ["<=" | "<", left, right]:
-            return [(_plus(_linear(left), _linear(right), -1),)]
-        case [">=" | ">", left, right]:
-            return [(_plus(_linear(right), _linear(left), -1),)]
-        case ["=" | "==", left, right]:
-            gap = _plus(_linear(left), _linear(right), -1)
-            return [(gap, _plus({}, gap, -1))]
-    raise RefusedError(f"the checker does not know the condition {str(formula)[:60]}")
+def _formula(formula: list[Any]) -> Cases:
+    kind, *parts = formula
+    if kind == "and":
+        return reduce(_both, map(_formula, parts), [()])
+    if kind == "or":
+        return [case for part in parts for case in _formula(part)]
+    if kind not in ("<=", "<", ">=", ">", "=", "==") or len(parts) != 2:
+        raise RefusedError(f"the checker does not know the condition {str(formula)[:60]}")
+    gap = _plus(_linear(parts[0]), _linear(parts[1]), -1)
+    back = _plus({}, gap, -1)
+    return [{"<": (gap,), ">": (back,), "=": (gap, back)}[kind[0]]]
 
 
 def _both(some: Cases, others: Cases) -> Cases:
@@ -107,30 +94,19 @@ def _both(some: Cases, others: Cases) -> Cases:
 
 
 def _linear(term: Any) -> Linear:
-    match term:
-        case str():
-            if _VARIABLE.fullmatch(term):
-                return {term: Fraction(1)}
-            if not _NUMBER.fullmatch(term):
-                raise RefusedError(f"{term[:60]!r} in the property is neither variable nor number")
-            return {"": Fraction(term)}
-        case ["+", *parts]:
-            total: Linear = {}
-            for part in parts:
-                total = _plus(total, _linear(part), 1)
-            return total
-        case ["-", only]:
-            return _plus({}, _linear(only), -1)
-        case ["-", first, *parts]:
-            total = _linear(first)
-            for part in parts:
-                total = _plus(total, _linear(part), -1)
-            return total
-        case ["*", left, right]:
-            one, other = _linear(left), _linear(right)
-            if set(one) <= {""} or set(other) <= {""}:
-                number, rest = (one, other) if set(one) <= {""} else (other, one)
-                return _plus({}, rest, number.get("", Fraction(0)))
+    if isinstance(term, str) and _VARIABLE.fullmatch(term):
+        return {term: Fraction(1)}
+    if isinstance(term, str) and _NUMBER.fullmatch(term):
+        return {"": Fraction(term)}
+    kind, parts = term[0], [] if isinstance(term, str) else [_linear(part) for part in term[1:]]
+    if kind == "-" and len(parts) == 1:
+        return _plus({}, parts[0], -1)
+    if kind in ("+", "-") and parts:
+        return reduce(lambda one, other: _plus(one, other, 1 if kind == "+" else -1), parts)
+    numbers = [part for part in parts if set(part) <= {""}]
+    if kind == "*" and len(parts) == 2 and numbers:
+        other = parts[1] if parts[0] is numbers[0] else parts[0]
+        return _plus({}, other, numbers[0].get("", Fraction(0)))
     raise RefusedError(f"the checker does not know the term {str(term)[:60]}")
 
 
@@ -143,32 +119,30 @@ def _plus(one: Linear, other: Linear, factor: Fraction | int) -> Linear:
 
 def _region(case: tuple[Linear, ...], inputs: int, outputs: int) -> Region | None:
     """None where no point fulfils the case: an empty box, or a wrong condition on numbers."""
-    lower, upper = np.full(inputs, -np.inf), np.full(inputs, np.inf)
-    conditions = set()
+    region = Region(np.full(inputs, -np.inf), np.full(inputs, np.inf), {})
     for linear in case:
         constant = linear.get("", Fraction(0))
-        found = {_place(name, inputs, outputs): value for name, value in linear.items() if name}
-        found = {place: value for place, value in found.items() if value}
-        if not found and constant > 0:
+        row = {_place(x, inputs, outputs): value for x, value in linear.items() if x and value}
+        if not row and constant > 0:
             return None
-        if len(found) == 1 and max(found) >= outputs:
-            ((place, value),) = found.items()
-            limit, axis = -constant / value, place - outputs
-            if value > 0:
-                upper[axis] = min(upper[axis], _round(limit, np.inf))
-            else:
-                lower[axis] = max(lower[axis], _round(limit, -np.inf))
-        elif found:
-            row = tuple(sorted((place, float(value)) for place, value in found.items()))
-            conditions.add((row, _round(-constant, np.inf)))
-    return Region(lower, upper, frozenset(conditions)) if (lower <= upper).all() else None
+        place, value = min(row.items(), default=(0, Fraction(0)))
+        axis = place - outputs
+        if len(row) == 1 and axis >= 0 and value > 0:
+            region.upper[axis] = min(region.upper[axis], _round(-constant / value, np.inf))
+        elif len(row) == 1 and axis >= 0:
+            region.lower[axis] = max(region.lower[axis], _round(-constant / value, -np.inf))
+        elif row:
+            key = tuple((place, float(row[place])) for place in sorted(row))
+            offset = _round(-constant, np.inf)
+            region.conditions[key] = min(offset, region.conditions.get(key, offset))
+    return region if (region.lower <= region.upper).all() else None
 
 
 def _place(name: str, inputs: int, outputs: int) -> int:
-    kind, index = name.split("_")
-    if int(index) >= {"X": inputs, "Y": outputs}[kind]:
+    index, count = int(name[2:]), {"X": inputs, "Y": outputs}[name[0]]
+    if index >= count:
         raise RefusedError(f"the property speaks of {name}, which the model does not have")
-    return int(index) + {"X": outputs, "Y": 0}[kind]
+    return index + {"X": outputs, "Y": 0}[name[0]]
 
 
 def _round(value: Fraction, direction: float) -> float:
