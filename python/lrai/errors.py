@@ -9,7 +9,10 @@ LraiError                      internal
 ├── InferenceError             internal       a loaded model failed on an input that fits
 ├── UnsupportedError           unsupported    this platform, provider or feature is not there
 ├── UnavailableError           unavailable    it exists, but cannot answer now
-└── DataPlaneError             internal       the native data plane refused a call
+├── DataPlaneError             internal       the native data plane refused a call
+└── VerifierError              invalid        a model, property or certificate cannot be used
+    ├── PropertyError          invalid        a property is malformed, or does not fit its model
+    └── UnsupportedOperatorError  unsupported  the verifier has no bounds for a node of the model
 
 `code` is protocol-neutral; the data plane alone knows the HTTP and gRPC numbers behind it.
 """
@@ -82,3 +85,21 @@ class UnavailableError(LraiError):
 
 class DataPlaneError(LraiError):
     """The native data plane refused a call, for example because a port is taken."""
+
+
+class VerifierError(LraiError):
+    """A model or a certificate that the verifier cannot use: unreadable, or not what it claims."""
+
+    code: ClassVar[Code] = "invalid"
+
+
+class PropertyError(VerifierError):
+    """A property is malformed, or names inputs and outputs that its model does not have."""
+
+    code = "invalid"
+
+
+class UnsupportedOperatorError(VerifierError):
+    """The verifier has no sound bounds for an operator, an attribute or a type; names the node."""
+
+    code = "unsupported"

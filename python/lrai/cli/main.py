@@ -6,9 +6,12 @@ from typing import Annotated, Final
 
 import typer
 
+from lrai.cli.answer import Answer
 from lrai.errors import ConfigError, LraiError
 
-_COMMANDS: Final = ("serve", "models", "infer", "bench", "doctor")
+_COMMANDS: Final = ("serve", "models", "infer", "bench", "doctor", "verify", "check", "radius")
+# Their codes 1 and 2 are answers, so what cannot be asked is 3.
+_ANSWERING: Final = ("verify", "check")
 
 _HELP = """Serve ONNX models: safely, fast, with a standard protocol.
 
@@ -25,6 +28,12 @@ Ask what this machine can do, and how fast a server is:
     lrai doctor
 
     lrai bench http://127.0.0.1:8000 --model model
+
+Prove what a model can answer, and check a proof:
+
+    lrai verify model.onnx property.vnnlib --certificate proof.lrai-proof
+
+    lrai check proof.lrai-proof model.onnx property.vnnlib
 """
 
 
@@ -49,21 +58,25 @@ def build_app(command: str = "") -> typer.Typer:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    An error is a sentence on standard error; the code is 2 for a bad setting, else 1.
+    An error is a sentence on standard error; the code is 2 for a bad setting, else 1; 3 for both
+    where 1 and 2 are answers.
     """
     given = sys.argv[1:] if arguments is None else arguments
+    is_answering = given[:1] and given[0] in _ANSWERING
     try:
         build_app(*given[:1])(_plain(given), prog_name="lrai")
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except LraiError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        if is_answering:
+            return 3
+        return 2 if isinstance(error, ConfigError) else 1
     except BrokenPipeError:
         return 1
+    except Answer as answer:
+        return answer.code
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 1
+        code = end.code if isinstance(end.code, int) else 1
+        return 3 if is_answering and code else code
     return 0
 
 

@@ -1,0 +1,252 @@
+"""The file that proves a verdict: a tree of splits per region, and what closes each of its leaves.
+
+One zip file whose comment is the SHA-256 of all bytes before it. `header.json` names format,
+arithmetic, hashes of models and property, the property's text and the number of trees; `K/NAME`
+holds an array of the K-th tree as plain little-endian numbers, row-major:
+
+=========  ===  ==========================================================================
+lower      f8   (n_in,) the root box: the checker sees to it that the trees cover the property
+upper      f8   (n_in,)
+rows       f8   (M, n_out + n_in) conditions `row @ (y, x) <= offset` of all claims
+offset     f8   (M,)
+claim      i4   (M,) the claim, 0 to C - 1, that a condition belongs to
+axis       i4   nodes in pre-order: a >= 0 splits input a, -2 - k hidden neuron k, -1 is a leaf
+at         f8   as long as `axis`: where an input is split; first child below, second above.
+                First child of a neuron: its input is <= 0, second: >= 0
+exact      u1   (leaves,) 1: Z3 closes the leaf
+choice     i4   (leaves, C) row of `weights`
+weights    f8   (T, M) non-negative: the sum of weighted conditions that is shown to be > 0
+slope      i4   (leaves, C) row of `slopes`, or -1: 1 where upper > -lower, else 0
+slopes     u1   (S, H) lower slope of each hidden neuron, in steps of 1/255
+betas      f4   empty (all 0), or a multiplier >= 0 for every leaf, claim and neuron split
+                from root to leaf
+refined    u1   empty, or (2H, H): slopes with which the root box's lower bounds of the H hidden
+                neurons' inputs, then the upper ones, are computed
+=========  ===  ==========================================================================
+
+Hidden neurons are the elements of all Relu nodes in the models' order of nodes. A claim is a case
+of the property; a leaf is closed when it contradicts every claim. Intermediate bounds are not
+stored: the checker computes them in the leaf's box (Zhang et al. 2018), once for each box.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrai.verifier.property import Case, Property
+
+Array = NDArray[np.float64]
+Arithmetic = Literal["real", "float32"]
+
+FORMAT: Final = "lrai-certificate-1"
+_OPEN, _LEAF = -(2**31), -1
+_DATE: Final = (1980, 1, 1, 0, 0, 0)
+
+
+class Tree:
+    """Splits of one box and how its leaves were closed; grows in any order, node 0 is the root."""
+
+    def __init__(self, cases: Sequence[Case], hidden: int) -> None:
+        """Take cases of one box, refuted together, and the network's number of hidden neurons."""
+        self.cases, self.hidden = tuple(cases), hidden
+        self._axis: list[int] = [_OPEN]
+        self._at: list[float] = [0.0]
+        self._first: list[int] = [0]
+        """First child; the second follows it. Of a leaf: its place among the leaves."""
+        self._weights: list[Array] = []
+        self._slopes: list[NDArray[np.uint8] | None] = []
+        self._betas: list[Array | None] = []
+        self._exact: list[bool] = []
+        self.refined: NDArray[np.uint8] | None = None
+        """`(2 * hidden, hidden)` slopes for the bounds of the root box, in steps of 1/255."""
+
+    def split(self, node: int, axis: int, at: float = 0.0) -> tuple[int, int]:
+        """Split input `axis` at a value, or hidden neuron k with `axis = -2 - k`: below, above."""
+        first = len(self._axis)
+        self._axis[node], self._at[node], self._first[node] = axis, at, first
+        self._axis += [_OPEN, _OPEN]
+        self._at += [0.0, 0.0]
+        self._first += [0, 0]
+        return first, first + 1
+
+    def close(
+        self,
+        node: int,
+        weights: Array | None = None,
+        slopes: NDArray[np.uint8] | None = None,
+        betas: Array | None = None,
+    ) -> None:
+        """Close a leaf by a linear bound for each case.
+
+        `weights` `(cases, M)`, M conditions of all cases one after the other; None where every
+        case has one condition. `slopes` `(cases, hidden)` in steps of 1/255, None for the default.
+        `betas` `(cases, d)` for the d neurons split from the root to this leaf, None for 0.
+        """
+        if weights is None:
+            weights = self._identity()
+        self._axis[node], self._first[node] = _LEAF, len(self._exact)
+        self._weights.append(np.asarray(weights, np.float64))
+        self._slopes.append(slopes)
+        self._betas.append(betas)
+        self._exact.append(False)
+
+    def close_exactly(self, node: int) -> None:
+        """Close a leaf by Z3."""
+        self.close(node, weights=np.ones((len(self.cases), self._conditions())))
+        self._exact[-1] = True
+
+    def graft(self, node: int, other: "Tree") -> None:
+        """Put another tree of the same cases in the place of an open node."""
+        nodes, leaves = len(self._axis), len(self._exact)
+        # The other's root comes to `node`, its other nodes behind ours.
+        places = [node, *range(nodes, nodes + len(other._axis) - 1)]
+        self._axis += other._axis[1:]
+        self._at += other._at[1:]
+        self._first += other._first[1:]
+        self._axis[node], self._at[node] = other._axis[0], other._at[0]
+        for place, axis, first in zip(places, other._axis, other._first, strict=True):
+            self._first[place] = first + leaves if axis == _LEAF else first + nodes - 1
+        self._weights += other._weights
+        self._slopes += other._slopes
+        self._betas += other._betas
+        self._exact += other._exact
+
+    @property
+    def leaves(self) -> int:
+        """Number of closed leaves."""
+        return len(self._exact)
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """The arrays of the file, in pre-order; ValueError where a node is open."""
+        axis, at, order, depths = self._walk()
+        weights, choice = _unique([self._weights[leaf] for leaf in order])
+        known = [self._slopes[leaf] for leaf in order]
+        given = [np.asarray(table, np.uint8) for table in known if table is not None]
+        slopes: NDArray[np.generic] = np.zeros((0, self.hidden), np.uint8)
+        slope = np.full((len(order), len(self.cases)), -1, np.int32)
+        if given:
+            slopes, slope[[table is not None for table in known]] = _unique(given)
+        betas = [
+            np.zeros((len(self.cases), depth)) if self._betas[leaf] is None else self._betas[leaf]
+            for leaf, depth in zip(order, depths, strict=True)
+        ]
+        has_betas = any(self._betas[leaf] is not None for leaf in order)
+        flat = [np.ravel(np.asarray(table)) for table in betas] if has_betas else []
+        claim = np.repeat(np.arange(len(self.cases)), [len(case.offset) for case in self.cases])
+        return {
+            "lower": self.cases[0].lower,
+            "upper": self.cases[0].upper,
+            "rows": np.concatenate([_rows(case) for case in self.cases]),
+            "offset": np.concatenate([case.offset for case in self.cases]),
+            "claim": claim.astype(np.int32),
+            "axis": np.array(axis, np.int32),
+            "at": np.array(at, np.float64),
+            "exact": np.array([self._exact[leaf] for leaf in order], np.uint8),
+            "choice": choice,
+            "weights": weights,
+            "slope": slope,
+            "slopes": slopes,
+            "betas": np.concatenate([np.zeros(0), *flat]).astype(np.float32),
+            "refined": np.zeros(0, np.uint8) if self.refined is None else self.refined,
+        }
+
+    def _walk(self) -> tuple[list[int], list[float], list[int], list[int]]:
+        axis, at, order, depths = [], [], [], []
+        stack = [(0, 0)]
+        while stack:
+            node, depth = stack.pop()
+            kind = self._axis[node]
+            if kind == _OPEN:
+                raise ValueError(f"node {node} of the tree is open")
+            axis.append(kind)
+            at.append(self._at[node])
+            if kind == _LEAF:
+                order.append(self._first[node])
+                depths.append(depth)
+            else:
+                depth += kind < _LEAF
+                stack += [(self._first[node] + 1, depth), (self._first[node], depth)]
+        return axis, at, order, depths
+
+    def _conditions(self) -> int:
+        return sum(len(case.offset) for case in self.cases)
+
+    def _identity(self) -> Array:
+        if any(len(case.offset) != 1 for case in self.cases):
+            raise ValueError("only a case with one condition goes without weights")
+        return np.eye(len(self.cases))
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What proves that a property holds of models, under an arithmetic."""
+
+    models: tuple[str, ...]
+    """SHA-256 of each model file."""
+    subject: Property
+    arithmetic: Arithmetic
+    trees: tuple[Tree, ...]
+
+    @property
+    def leaves(self) -> int:
+        """Number of leaves of all trees."""
+        return sum(tree.leaves for tree in self.trees)
+
+    def write(self, path: str | Path) -> None:
+        """Write the file; ValueError where a tree has open nodes, OSError from the file system."""
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+            _add(archive, "header.json", json.dumps(self._header(), indent=1).encode())
+            for index, tree in enumerate(self.trees):
+                for name, array in tree.arrays().items():
+                    kind = array.dtype.newbyteorder("<")
+                    _add(archive, f"{index}/{name}", array.astype(kind).tobytes())
+            archive.comment = b"0" * 64
+        body = content.getvalue()[:-64]
+        Path(path).write_bytes(body + hashlib.sha256(body).hexdigest().encode())
+
+    def _header(self) -> dict[str, object]:
+        from lrai import __version__
+
+        return {
+            "format": FORMAT,
+            "arithmetic": self.arithmetic,
+            "models": list(self.models),
+            "property": self.subject.digest,
+            "text": self.subject.text,
+            "trees": len(self.trees),
+            "versions": {"lrai": __version__, "numpy": np.__version__},
+        }
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    # A fixed date: equal proofs are equal files.
+    entry = zipfile.ZipInfo(name, _DATE)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    archive.writestr(entry, content)
+
+
+def _rows(case: Case) -> Array:
+    inputs = np.zeros((len(case.offset), len(case.lower)))
+    if case.input_rows is not None:
+        inputs = case.input_rows
+    return np.concatenate([case.output_rows, inputs], axis=1)
+
+
+def _unique(
+    tables: Sequence[NDArray[np.generic]],
+) -> tuple[NDArray[np.generic], NDArray[np.int32]]:
+    """The different rows of `(C, n)` tables, and the index of each, `(tables, C)`."""
+    stacked = np.stack(tables)
+    rows, index = np.unique(
+        np.ascontiguousarray(stacked).reshape(-1, stacked.shape[-1]), axis=0, return_inverse=True
+    )
+    return rows, index.reshape(stacked.shape[:2]).astype(np.int32)

@@ -1,0 +1,268 @@
+"""Runs a benchmark's list of instances: in worker processes, resumable, a line of JSON for each.
+
+Every worker has one BLAS thread and stays for many instances. One that dies or overstays costs the
+instance that it had, and is replaced.
+"""
+
+import csv
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Final
+
+from lrai.errors import ConfigError, LraiError
+from lrai.verifier.certificate import Arithmetic
+from lrai.verifier.instance import Instance, solve
+
+# What a worker may take beyond the time-out, for reading, writing and checking.
+_GRACE_S: Final = 30.0
+_THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_ONE_THREAD: Final = dict.fromkeys(_THREADS, "1")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A line of the results."""
+
+    model: str
+    subject: str
+    """As the list names them."""
+    answer: str
+    """`unsat`, `sat`, `unknown`, or `error`."""
+    seconds: float = 0.0
+    boxes: int = 0
+    bound: float | None = None
+    reason: str = ""
+    leaves: int = 0
+    accepted: bool | None = None
+    """What the checker said of the certificate; None where there is none or nobody asked."""
+    check_seconds: float = 0.0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells instances apart."""
+        return self.model, self.subject
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How a list is run."""
+
+    arithmetic: Arithmetic = "float32"
+    workers: int = 1
+    timeout_s: float | None = None
+    """Instead of the list's own."""
+    certificates: Path | None = None
+    """A folder for a certificate of every `unsat`."""
+    check: bool = False
+    """Have each certificate checked at once; needs `certificates`."""
+
+
+def read_list(path: Path) -> list[Instance]:
+    """Read `model,property,seconds` lines; paths are relative to the list. Raises ConfigError."""
+    found = []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for number, row in enumerate(csv.reader(file), start=1):
+                if not row:
+                    continue
+                if len(row) not in {2, 3}:
+                    message = f"line {number} of {path} has {len(row)} columns"
+                    raise ConfigError(message, "write model,property,seconds")
+                model, subject = (path.parent / name.strip() for name in row[:2])
+                limit = float(row[2]) if len(row) == 3 else Instance.timeout_s
+                found.append(Instance((model,), subject, limit))
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"cannot read the list {path}: {error}") from None
+    return found
+
+
+def read_results(path: Path) -> dict[tuple[str, str], Outcome]:
+    """The outcomes that a results file holds; a last line that was cut off does not count."""
+    found = {}
+    known = {one.name for one in fields(Outcome)}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+            outcome = Outcome(**{name: row[name] for name in known & row.keys()})
+        except (ValueError, TypeError, AttributeError):
+            continue
+        found[outcome.key] = outcome
+    return found
+
+
+def run(
+    path: Path,
+    results: Path,
+    settings: RunSettings,
+    told: Callable[[Outcome, int, int], None] | None = None,
+) -> list[Outcome]:
+    """Run what a list holds and the results file does not; returns all outcomes, in list order.
+
+    `told` hears of each new outcome, how many are known, and of how many. Raises ConfigError.
+    """
+    if settings.check and settings.certificates is None:
+        raise ConfigError("certificates are checked only where they are written")
+    if settings.certificates is not None:
+        settings.certificates.mkdir(parents=True, exist_ok=True)
+    instances = {_names(one, path.parent): one for one in read_list(path)}
+    done = {key: one for key, one in read_results(results).items() if key in instances}
+    open_ones = [(key, one) for key, one in instances.items() if key not in done]
+    with results.open("a", encoding="utf-8") as file:
+        for outcome in _outcomes(open_ones, settings):
+            done[outcome.key] = outcome
+            file.write(json.dumps(asdict(outcome)) + "\n")
+            file.flush()
+            if told is not None:
+                told(outcome, len(done), len(instances))
+    return [done[key] for key in instances if key in done]
+
+
+def _names(instance: Instance, folder: Path) -> tuple[str, str]:
+    model, subject = (
+        os.path.relpath(path, folder) for path in (instance.models[0], instance.subject)
+    )
+    return model, subject
+
+
+_Task = tuple[tuple[str, str], Instance]
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    task: _Task | None = None
+    deadline: float = field(default=float("inf"))
+
+    def give(self, task: _Task, settings: RunSettings) -> None:
+        limit = settings.timeout_s or task[1].timeout_s
+        self.task = task
+        # Checking takes about as long as solving.
+        self.deadline = time.monotonic() + limit * (2 if settings.check else 1) + _GRACE_S
+        self.pipe.send(task)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def _start(settings: RunSettings) -> _Worker:
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs, settings), daemon=True)
+    before: Mapping[str, str | None] = {name: os.environ.get(name) for name in _ONE_THREAD}
+    # A spawned process takes the environment as it is now, before it imports numpy.
+    os.environ.update(_ONE_THREAD)
+    try:
+        process.start()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def _outcomes(tasks: Sequence[_Task], settings: RunSettings) -> Iterator[Outcome]:
+    """Yield outcomes as they come."""
+    waiting = list(reversed(tasks))
+    workers = [_start(settings) for _ in range(min(settings.workers, len(tasks)))]
+    try:
+        while waiting or any(worker.task for worker in workers):
+            for worker in workers:
+                if worker.task is None and waiting:
+                    worker.give(waiting.pop(), settings)
+            busy = {worker.pipe: worker for worker in workers if worker.task}
+            next_deadline = min(worker.deadline for worker in busy.values())
+            ready = wait(list(busy), timeout=max(next_deadline - time.monotonic(), 0))
+            for pipe, worker in busy.items():
+                if pipe in ready or time.monotonic() > worker.deadline:
+                    outcome, lives = _receive(worker, pipe in ready)
+                    if not lives:
+                        worker.end()
+                        workers[workers.index(worker)] = _start(settings)
+                    worker.task = None
+                    yield outcome
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+def _receive(worker: _Worker, is_ready: bool) -> tuple[Outcome, bool]:
+    """An outcome, and whether its worker can go on."""
+    assert worker.task is not None  # it is asked only while it has one
+    key = worker.task[0]
+    if not is_ready:
+        return _failed(key, "the worker overstayed its time and was ended"), False
+    try:
+        outcome: Outcome = worker.pipe.recv()
+    except (EOFError, OSError):
+        worker.process.join(timeout=5)
+        code = worker.process.exitcode
+        return _failed(key, f"the worker died (exit code {code})"), False
+    return outcome, True
+
+
+def _failed(key: tuple[str, str], reason: str) -> Outcome:
+    return Outcome(model=key[0], subject=key[1], answer="error", reason=reason)
+
+
+def _work(pipe: Connection, settings: RunSettings) -> None:
+    """A worker's life."""
+    while True:
+        try:
+            key, instance = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            outcome = _solve(key, instance, settings)
+        except LraiError as error:
+            outcome = _failed(key, str(error))
+        except MemoryError:
+            outcome = _failed(key, "out of memory")
+        pipe.send(outcome)
+
+
+def _solve(key: tuple[str, str], instance: Instance, settings: RunSettings) -> Outcome:
+    if settings.timeout_s is not None:
+        instance = Instance(instance.models, instance.subject, settings.timeout_s)
+    verdict = solve(instance, settings.arithmetic)
+    outcome = Outcome(
+        model=key[0],
+        subject=key[1],
+        answer=verdict.answer,
+        seconds=round(verdict.seconds, 3),
+        boxes=verdict.boxes,
+        bound=verdict.bound if abs(verdict.bound) < float("inf") else None,
+        reason=verdict.reason,
+    )
+    certificate = verdict.certificate
+    if certificate is None or settings.certificates is None:
+        return outcome
+    stem = "-".join(Path(name).name.split(".")[0] for name in key)
+    path = settings.certificates / f"{stem}.lrai-proof"
+    start = time.monotonic()
+    certificate.write(path)
+    spent = verdict.seconds + time.monotonic() - start
+    outcome = replace(outcome, seconds=round(spent, 3), leaves=certificate.leaves)
+    if not settings.check:
+        return outcome
+    from lrai.verifier.checker import check
+
+    checked = check(path, instance.models, instance.subject)
+    return replace(
+        outcome,
+        accepted=checked.accepted,
+        check_seconds=round(checked.seconds, 3),
+        reason=outcome.reason if checked.accepted else checked.reason,
+    )

@@ -1,0 +1,255 @@
+"""Branch and bound over the signs of Relus: for networks of many inputs.
+
+Depth first. In each region the boxes of all nodes are computed again, then the claims are bounded
+with optimised slopes and split multipliers (beta-CROWN, Wang et al. 2021). Between regions,
+gradient descent looks for a counterexample, from fresh points and from minimisers of the bounds.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from lrai.verifier.attack import Attack, AttackSettings
+from lrai.verifier.backward import Choice, Trace
+from lrai.verifier.bounds import Arithmetic
+from lrai.verifier.branching import choose
+from lrai.verifier.certificate import Tree
+from lrai.verifier.network import Array, Network
+from lrai.verifier.property import Case
+from lrai.verifier.regions import Index
+from lrai.verifier.relu_bounds import Region, ReluBox, Signs
+from lrai.verifier.slope_ascent import MARGIN, Ascended, Levels, Start, Steps, ascend
+from lrai.verifier.verdict import Witness
+
+Confirm = Callable[[Case, Array], Witness | None]
+_STEP_S: Final = 0.2
+_ATTACK: Final = AttackSettings(starts=120, steps=50)
+_ATTACK_S, _ATTACK_SHARE = 1.5, 0.15
+"""Descent gets this much time at first, and then this share of all time."""
+_QUICK, _LONG = Steps(12), Steps(300, 0.1, 0.1, 0.99)
+_MAX_REALS: Final = 64
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A region that waits."""
+
+    node: int
+    """In the certificate's tree."""
+    signs: Signs
+    path: tuple[int, ...]
+    """Split neurons from the root."""
+    slopes: Levels
+    """`(claims, H)`: where the ascent begins, as the betas."""
+    betas: Array
+    bound: float
+    """The worst bound of its parent."""
+
+
+class ReluSplit:
+    """A search over cases that share one box of inputs; `step` until nothing is open."""
+
+    def __init__(self, network: Network, cases: Sequence[Case], arithmetic: Arithmetic) -> None:
+        """Optimise the bounds of the root; nothing is decided yet."""
+        self.cases = tuple(cases)
+        root = ReluBox.root(network, cases, arithmetic)
+        region = root.optimise()
+        self.tree = Tree(cases, root.hidden)
+        self.tree.refined = root.levels
+        self._hidden = root.hidden
+        self._box, self._kept = root.reduced(region)
+        counts = [len(case.offset) for case in cases]
+        claim = np.repeat(np.arange(len(cases)), counts)
+        self._members = claim == np.arange(len(cases))[:, None]
+        self._weights = np.zeros(self._members.shape)
+        self._attack = Attack(network, cases, _ATTACK)
+        self._spent_s = self._attack_s = 0.0
+        self._seen: list[Array] = []
+        self._stack: list[_Open] = []
+        self._stuck: list[_Open] = []
+        self.boxes = 0
+        self.share = 0.0
+        """Share of the regions that is proved; a split counts as two halves."""
+        self.worst = np.inf
+        """The smallest bound that closed a region."""
+        self._begin()
+
+    @property
+    def open(self) -> bool:
+        """Whether there is work left."""
+        return bool(self._stack)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a region is left in which all neurons are split."""
+        return bool(self._stuck)
+
+    @property
+    def waiting(self) -> int:
+        """How many regions are open."""
+        return len(self._stack)
+
+    @property
+    def bound(self) -> float:
+        """The worst bound of an open region's parent; infinite where none is open."""
+        return min((one.bound for one in (*self._stack, *self._stuck)), default=np.inf)
+
+    def step(self, confirm: Confirm) -> Witness | None:
+        """Look at regions for a fifth of a second; a witness ends the search."""
+        start = time.perf_counter()
+        witness = None
+        if self._attack_s < _ATTACK_S + _ATTACK_SHARE * self._spent_s:
+            witness = self._descend(confirm)
+            self._attack_s += time.perf_counter() - start
+        while witness is None and self._stack and time.perf_counter() - start < _STEP_S:
+            witness = self._visit(self._stack.pop(), confirm)
+        self._spent_s += time.perf_counter() - start
+        return witness
+
+    def holds_over_the_reals(self) -> bool:
+        """Whether one look at all open regions proves them without the deployed rounding."""
+        waiting = [*self._stack, *self._stuck]
+        if len(waiting) > _MAX_REALS:
+            return False
+        box = ReluBox(self._box.network, self._box.box, "real")
+        box.levels = self._box.levels
+        for one in waiting:
+            region = box.region(one.signs)
+            if region is not None and self._bound(box, region, one, Steps(12)).bound.min() <= 0:
+                return False
+        return True
+
+    # ---- regions -------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Open the root, with the condition of each claim that is nearest to a proof."""
+        box = self._box
+        region = box.region(np.zeros(box.hidden, np.int8))
+        if region is None:
+            raise AssertionError("the root has no split that could empty it")
+        count = self._members.shape[1]
+        lower = box.bounds.lower(np.eye(count), box.bounds.relax(region.boxes))
+        lower = np.where(self._members & ~np.isnan(lower), lower, -np.inf)
+        best = lower.argmax(axis=1) if count else np.zeros(0, np.intp)
+        self._weights[np.arange(len(best)), best] = 1.0
+        levels = np.tile(box.default_levels(region), (len(self.cases), 1))
+        none = np.zeros(levels.shape, np.float32)
+        signs = np.zeros(box.hidden, np.int8)
+        self._stack = [_Open(0, signs, (), levels, none, -np.inf)]
+
+    def _visit(self, one: _Open, confirm: Confirm) -> Witness | None:
+        self.boxes += 1
+        region = self._box.region(one.signs)
+        if region is None:
+            self._close(one, np.inf)
+            return None
+        found = self._bound(self._box, region, one, _QUICK)
+        neuron: int | None = None
+        if found.bound.min() <= MARGIN:
+            rows, worst = self._traced(region, one.signs, found)
+            neuron = choose(self._box, region, rows)
+            if neuron is None:
+                found = self._bound(self._box, region, self._moved(one, found), _LONG)
+            else:
+                self._seen = [*self._seen[-7:], found.x[worst]]
+                witness = self._ask(found.x[found.bound <= MARGIN], confirm)
+                if witness is not None:
+                    return witness
+        moved, bound = self._moved(one, found), float(found.bound.min())
+        if bound > MARGIN:
+            self._close(moved, bound)
+        elif neuron is None:
+            self._stuck.append(moved)
+        else:
+            self._split(moved, neuron)
+        return None
+
+    def _bound(self, box: ReluBox, region: Region, one: _Open, steps: Steps) -> Ascended:
+        """Bound all claims: with what the parent chose, then better where that is not enough."""
+        regions = box.bounds.relax(region.boxes)
+        every = np.arange(len(self.cases))
+        found = ascend(box.bounds, regions, self._weights, self._start(one, every), Steps(1))
+        rest = np.flatnonzero(found.bound <= MARGIN)
+        if len(rest):
+            start = self._start(one, rest)
+            better = ascend(box.bounds, regions, self._weights[rest], start, steps)
+            found.bound[rest], found.x[rest] = better.bound, better.x
+            for relu in box.relus:
+                found.slopes[relu] = found.slopes[relu].copy()
+                found.slopes[relu][rest] = better.slopes[relu]
+                if relu in better.betas:
+                    found.betas[relu][rest] = better.betas[relu]
+        return found
+
+    def _start(self, one: _Open, claims: Index) -> Start:
+        parts = self._box.slices
+        split = [relu for relu, part in parts.items() if one.signs[part].any()]
+        return Start(
+            {relu: one.slopes[claims, part] for relu, part in parts.items()},
+            {relu: one.betas[claims, parts[relu]] for relu in split},
+            {relu: one.signs[parts[relu]].astype(np.float64) for relu in split},
+        )
+
+    def _moved(self, one: _Open, found: Ascended) -> _Open:
+        """The region with what its ascent found."""
+        slopes, betas = one.slopes.copy(), one.betas.copy()
+        for relu, part in self._box.slices.items():
+            slopes[:, part] = found.slopes[relu]
+            if relu in found.betas:
+                betas[:, part] = found.betas[relu]
+        return _Open(one.node, one.signs, one.path, slopes, betas, float(found.bound.min()))
+
+    def _traced(
+        self, region: Region, signs: Signs, found: Ascended
+    ) -> tuple[dict[int, Array], int]:
+        """What the open claims' rows are at every Relu, and the claim with the worst bound."""
+        box, rest = self._box, np.flatnonzero(found.bound <= MARGIN)
+        choice = Choice(
+            {relu: found.slopes[relu][rest] / 255.0 for relu in box.relus},
+            {
+                box.sources[relu]: -values[rest] * signs[box.slices[relu]].astype(np.float64)
+                for relu, values in found.betas.items()
+            },
+        )
+        trace = Trace()
+        box.bounds.lower(self._weights[rest], box.bounds.relax(region.boxes), None, choice, trace)
+        return {relu: trace.rows[relu] for relu in box.relus}, int(found.bound.argmin())
+
+    def _split(self, one: _Open, neuron: int) -> None:
+        children = self.tree.split(one.node, -2 - int(self._kept[neuron]))
+        for node, sign in zip(children, (-1, 1), strict=True):
+            signs = one.signs.copy()
+            signs[neuron] = sign
+            path = (*one.path, neuron)
+            self._stack.append(_Open(node, signs, path, one.slopes, one.betas, one.bound))
+
+    def _close(self, one: _Open, bound: float) -> None:
+        slopes = np.zeros((len(self.cases), self._hidden), np.uint8)
+        slopes[:, self._kept] = one.slopes
+        self.tree.close(one.node, self._weights, slopes, one.betas[:, list(one.path)])
+        self.share += 2.0 ** -len(one.path)
+        self.worst = min(self.worst, bound)
+
+    # ---- counterexamples -----------------------------------------------------------------------
+
+    def _descend(self, confirm: Confirm) -> Witness | None:
+        starts = np.stack(self._seen) if self._seen else None
+        for claim, x in self._attack.round(starts):
+            witness = confirm(self.cases[claim], x)
+            if witness is not None:
+                return witness
+        return None
+
+    def _ask(self, points: Array, confirm: Confirm) -> Witness | None:
+        values = self._box.network.evaluate(points)
+        for claim, members in enumerate(self._members):
+            margin = values[:, members].max(axis=1, initial=-np.inf)
+            row = int(margin.argmin())
+            if margin[row] <= 0:
+                witness = confirm(self.cases[claim], points[row])
+                if witness is not None:
+                    return witness
+        return None

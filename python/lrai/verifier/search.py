@@ -1,0 +1,178 @@
+"""Decides a property: a quick attack, then branch and bound until it is decided or time is up."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lrai.verifier.attack import AttackSettings, attack
+from lrai.verifier.bounds import Arithmetic
+from lrai.verifier.certificate import Certificate, Tree
+from lrai.verifier.input_split import InputSplit
+from lrai.verifier.network import Array, Network
+from lrai.verifier.property import Case, Property
+from lrai.verifier.relu_split import ReluSplit
+from lrai.verifier.replay import Part, Replay, float32_inside
+from lrai.verifier.verdict import Answer, Progress, Verdict, Witness
+
+_QUICK = AttackSettings(starts=32, steps=20, rounds=1)
+_PROGRESS_S = 0.2
+_FEW_INPUTS = 16
+"""Up to here inputs are split, which closes boxes of any network; beyond it Relus are."""
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How long to search and what counts; the defaults serve every property."""
+
+    timeout_s: float = 300.0
+    arithmetic: Arithmetic = "float32"
+    """What a proof covers: `float32` deployed in any order of summation, or `real` numbers."""
+    parts: tuple[Part, ...] = ()
+    """The models that a witness is replayed with; without one only the network itself is asked."""
+    open_boxes: int = 2_000_000
+    """Boxes that may wait at once: about 200 bytes each with five inputs."""
+
+
+def verify(
+    network: Network,
+    subject: Property,
+    settings: SearchSettings,
+    progress: Callable[[Progress], None] | None = None,
+) -> Verdict:
+    """Say whether the property holds of the network.
+
+    `unsat` carries a certificate, `sat` a replayed witness, `unknown` the reason. Raises
+    VerifierError where a model cannot be replayed.
+    """
+    return _Search(network, subject, settings, progress).run()
+
+
+class _Search:
+    def __init__(
+        self,
+        network: Network,
+        subject: Property,
+        settings: SearchSettings,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self._start = time.monotonic()
+        self._network, self._subject, self._settings = network, subject, settings
+        self._report, self._reported = progress, self._start
+        self._replay: Replay | None = None
+        self._groups: list[InputSplit | ReluSplit] = []
+        self._doubts = 0
+
+    def run(self) -> Verdict:
+        """Attack, then bound every group of cases in turn."""
+        groups = _groups(self._subject.cases)
+        for case in (group[0] for group in groups):
+            if not np.all(np.isfinite([case.lower, case.upper])):
+                return self._verdict("unknown", reason="an input of the property has no finite box")
+        witness = self._attack()
+        if witness is not None:
+            return self._verdict("sat", witness)
+        arithmetic = self._settings.arithmetic
+        split = InputSplit if self._network.input_size <= _FEW_INPUTS else ReluSplit
+        self._groups = [split(self._network, group, arithmetic) for group in groups]
+        return self._bound() or self._proved([group.tree for group in self._groups])
+
+    def _bound(self) -> Verdict | None:
+        """Step through all groups in turn; None where everything is proved."""
+        while waiting := [group for group in self._groups if group.open]:
+            for group in waiting:
+                witness = group.step(self._confirm)
+                if witness is not None:
+                    return self._verdict("sat", witness)
+                if self._seconds() > self._settings.timeout_s:
+                    return self._unknown("time ran out")
+            if sum(group.waiting for group in waiting) > self._settings.open_boxes:
+                return self._unknown("too many boxes are open")
+            self._show()
+        if any(group.stuck for group in self._groups):
+            return self._unknown("a box cannot be split further")
+        return None
+
+    def _proved(self, trees: Sequence[Tree]) -> Verdict:
+        certificate = Certificate(
+            self._network.digests, self._subject, self._settings.arithmetic, tuple(trees)
+        )
+        return self._verdict("unsat", certificate=certificate)
+
+    def _attack(self) -> Witness | None:
+        if not self._subject.cases:
+            # A property whose boxes are all empty: no case is left to attack.
+            return None
+        for index, x in attack(self._network, self._subject.cases, _QUICK):
+            witness = self._confirm(self._subject.cases[index], x)
+            if witness is not None:
+                return witness
+        return None
+
+    def _confirm(self, case: Case, x: Array) -> Witness | None:
+        """Replay a point with the models, or with the network where there are none."""
+        if self._settings.parts:
+            self._replay = self._replay or Replay(self._settings.parts)
+            witness = self._replay.confirm(case, x)
+        else:
+            rounded = float32_inside(x, case.lower, case.upper)
+            if rounded is None:
+                return None
+            exact = rounded.astype(np.float64)
+            y = self._network.evaluate(exact[None])[0]
+            witness = Witness(exact, y) if case.contains(exact, y) else None
+        self._doubts += witness is None
+        return witness
+
+    def _unknown(self, cause: str) -> Verdict:
+        """Say why, with the bound that was reached and what float32 has to do with it."""
+        bound = min(group.bound for group in self._groups)
+        share = np.mean([group.share for group in self._groups])
+        text = f"{cause}; {share:.2%} of the region is proved, the worst bound is {bound:.3g}"
+        if self._doubts:
+            text += f"; {self._doubts} candidates were refuted by the deployed model"
+        if self._settings.arithmetic == "float32" and self._holds_over_the_reals():
+            text += "; it holds over the real numbers, but not with the margin that float32 needs"
+        return self._verdict("unknown", reason=text)
+
+    def _holds_over_the_reals(self) -> bool:
+        """Whether all open boxes are proved at once without the deployed rounding."""
+        waiting = [group for group in self._groups if group.open or group.stuck]
+        return all(group.holds_over_the_reals() for group in waiting)
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if self._report is None or now - self._reported < _PROGRESS_S:
+            return
+        self._reported = now
+        self._report(
+            Progress(
+                boxes=sum(group.boxes for group in self._groups),
+                bound=min(group.bound for group in self._groups),
+                share=float(np.mean([group.share for group in self._groups])),
+                seconds=self._seconds(),
+            )
+        )
+
+    def _verdict(
+        self,
+        answer: Answer,
+        witness: Witness | None = None,
+        certificate: Certificate | None = None,
+        reason: str = "",
+    ) -> Verdict:
+        bound = min((group.worst for group in self._groups), default=float("-inf"))
+        boxes = sum(group.boxes for group in self._groups)
+        return Verdict(answer, witness, certificate, reason, boxes, self._seconds(), bound)
+
+
+def _groups(cases: Sequence[Case]) -> list[list[Case]]:
+    """Cases that share a box are refuted together."""
+    found: dict[bytes, list[Case]] = {}
+    for case in cases:
+        found.setdefault(case.lower.tobytes() + case.upper.tobytes(), []).append(case)
+    return list(found.values())

@@ -1,0 +1,234 @@
+"""A certificate that was changed, or is about something else, is refused in a sentence."""
+
+import hashlib
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+
+from lrai.verifier.checker import certificate, check
+
+KINDS = {
+    **dict.fromkeys(("lower", "upper", "rows", "offset", "at", "weights"), "<f8"),
+    **dict.fromkeys(("claim", "axis", "choice", "slope"), "<i4"),
+    **dict.fromkeys(("exact", "slopes", "refined"), "u1"),
+    "betas": "<f4",
+}
+
+
+class Proof:
+    """A certificate taken apart, to be changed and put together again with a right digest."""
+
+    def __init__(self, path):
+        with zipfile.ZipFile(path) as archive:
+            self.parts = {name: archive.read(name) for name in archive.namelist()}
+
+    def header(self, **changes):
+        header = json.loads(self.parts["header.json"]) | changes
+        self.parts["header.json"] = json.dumps(header).encode()
+
+    def array(self, name):
+        return np.frombuffer(self.parts[f"0/{name}"], KINDS[name]).copy()
+
+    def put(self, name, array):
+        self.parts[f"0/{name}"] = np.asarray(array, KINDS[name]).tobytes()
+
+    def write(self, path):
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, part in self.parts.items():
+                archive.writestr(name, part)
+            archive.comment = b"0" * 64
+        body = content.getvalue()[:-64]
+        path.write_bytes(body + hashlib.sha256(body).hexdigest().encode())
+
+
+@pytest.fixture(scope="module")
+def proved(module_bench):
+    """A model, a property with two conditions, and the certificate of a tree with many leaves."""
+    rng = np.random.default_rng(3)
+    layers = [(rng.normal(size=pair), rng.normal(size=pair[1]) / 4) for pair in ((2, 12), (12, 12))]
+    layers.append((rng.normal(size=(12, 2)), rng.normal(size=2)))
+    model = module_bench.dense(layers)
+    highest = np.array([sample(layers, rng) @ row for row in ([1, 0], [0, 1])]).max(axis=1) + 0.5
+    text = f"(or (and (>= Y_0 {highest[0]:.2f}) (>= Y_1 -50)) (>= Y_1 {highest[1]:.2f}))"
+    subject = module_bench.property(text, [-1.0, -1.0], [1.0, 1.0], 2)
+    verdict = module_bench.decide(model, subject)
+    assert verdict.answer == "unsat"
+    path = module_bench.folder / "proof"
+    verdict.certificate.write(path)
+    return path, model, subject, layers
+
+
+def sample(layers, rng):
+    value = rng.uniform(-1, 1, (20_000, 2))
+    for index, (weights, bias) in enumerate(layers):
+        value = value @ weights + bias
+        value = np.maximum(value, 0) if index < len(layers) - 1 else value
+    return value
+
+
+def test_the_certificate_is_accepted_as_it_is(proved, tmp_path):
+    path, model, subject, _ = proved
+    Proof(path).write(tmp_path / "again")
+    for one in (path, tmp_path / "again"):
+        result = check(one, [model], subject)
+        assert result.accepted, result.reason
+        assert result.leaves > 10
+
+
+def test_random_leaves_are_proved_by_z3_as_well(proved):
+    path, model, subject, _ = proved
+    result = check(path, [model], subject, exact=3)
+    assert (result.accepted, result.exact) == (True, 3)
+
+
+def drop_last_leaf(proof):
+    axis = proof.array("axis")
+    leaves = int((axis == -1).sum())
+    proof.put("axis", axis[:-1])
+    proof.put("at", proof.array("at")[:-1])
+    for name in ("exact", "choice", "slope"):
+        array = proof.array(name)
+        proof.put(name, array[: array.size // leaves * (leaves - 1)])
+
+
+def edit(name, index, value):
+    def change(proof):
+        array = proof.array(name)
+        array[index] = value(array[index]) if callable(value) else value
+        proof.put(name, array)
+
+    return change
+
+
+def add_a_pair_of_leaves(proof):
+    proof.put("axis", [*proof.array("axis"), -1])
+    proof.put("at", [*proof.array("at"), 0.0])
+
+
+FORGERIES = {
+    "a leaf removed": drop_last_leaf,
+    "a leaf too many": add_a_pair_of_leaves,
+    "the box shrunk from below": edit("lower", 0, lambda low: low + 1e-9),
+    "the box shrunk from above": edit("upper", 1, lambda high: high - 0.5),
+    "the box turned over": edit("lower", 0, 2.0),
+    "a condition turned over": edit("rows", 0, lambda row: 1.0 - row),
+    "an offset lowered": edit("offset", slice(None), lambda offset: offset - 100),
+    "an offset not finite": edit("offset", 0, -np.inf),
+    "a claim without number": edit("claim", 0, 7),
+    "a claim below zero": edit("claim", 0, -1),
+    "a split outside of the box": edit("at", 0, 5.0),
+    "a split nowhere": edit("at", 0, np.nan),
+    "a split of an unknown input": edit("axis", 0, 2),
+    "a split of an unknown neuron": edit("axis", 0, -2 - 24),
+    "a split of no neuron at all": edit("axis", 0, -(2**31)),
+    "a negative weight": edit("weights", 0, -1.0),
+    "a weight not a number": edit("weights", 0, np.nan),
+    "no weight at all": edit("weights", slice(None), 0.0),
+    "an unknown row of weights": edit("choice", 0, 10**6),
+    "a negative row of weights": edit("choice", 0, -1),
+    "an unknown row of slopes": edit("slope", 0, 0),
+    "a method that does not exist": edit("exact", 0, 2),
+    "a multiplier for no split": lambda proof: proof.put("betas", [1.0]),
+    "a strange table of slopes": lambda proof: proof.put("refined", [1] * 5),
+    "half an array": lambda proof: proof.parts.__setitem__("0/at", b"123"),
+    "an array missing": lambda proof: proof.parts.pop("0/at"),
+    "an array too many": lambda proof: proof.parts.__setitem__("0/more", b""),
+    "another format": lambda proof: proof.header(format="lrai-certificate-0"),
+    "another arithmetic": lambda proof: proof.header(arithmetic="exact"),
+    "no trees": lambda proof: proof.header(trees=0),
+    "many trees": lambda proof: proof.header(trees=10**9),
+    "trees without end": lambda proof: proof.header(trees=-1),
+    "no models": lambda proof: proof.header(models=[]),
+    "models that are a number": lambda proof: proof.header(models=1),
+    "a header that is no JSON": lambda proof: proof.parts.__setitem__("header.json", b"[" * 10**5),
+    "a header that is a list": lambda proof: proof.parts.__setitem__("header.json", b"[]"),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_a_changed_certificate_is_refused(proved, tmp_path, forgery):
+    path, model, subject, _ = proved
+    proof = Proof(path)
+    FORGERIES[forgery](proof)
+    proof.write(tmp_path / "forged")
+    result = check(tmp_path / "forged", [model], subject)
+    assert not result.accepted
+    assert result.reason
+
+
+def retargeted(proof, model, subject):
+    proof.header(
+        models=[hashlib.sha256(model.read_bytes()).hexdigest()],
+        property=hashlib.sha256(subject.read_bytes()).hexdigest(),
+    )
+
+
+def test_another_model_or_property_is_refused_even_with_its_hash(proved, bench):
+    path, model, subject, layers = proved
+    weights = [(np.array(one), np.array(bias)) for one, bias in layers]
+    weights[-1][1][1] += 10.0
+    worse = bench.dense(weights, name="worse")
+    text = subject.read_text().replace("X_0 1.0", "X_0 1.0000001")
+    wider = bench.folder / "wider.vnnlib"
+    wider.write_text(text)
+    for models, one in (([worse], subject), ([model], wider), ([model, model], subject)):
+        assert not check(path, models, one).accepted
+        proof = Proof(path)
+        retargeted(proof, models[0], one)
+        proof.write(bench.folder / "forged")
+        assert not check(bench.folder / "forged", models, one).accepted
+
+
+def test_one_weight_changed_in_its_last_bit_is_another_model(proved, bench):
+    path, _, subject, layers = proved
+    first = np.array(layers[0][0], np.float32)
+    first[0, 0] = np.nextafter(first[0, 0], np.float32(9))
+    other = bench.dense([(first, layers[0][1]), *layers[1:]], name="other")
+    assert "another model" in check(path, [other], subject).reason
+
+
+def test_random_changes_never_make_a_wrong_property_accepted(proved, bench):
+    path, _, subject, layers = proved
+    worse = bench.dense([*layers[:-1], (layers[-1][0], layers[-1][1] + 10.0)], name="worse")
+    rng = np.random.default_rng(5)
+    for _ in range(40):
+        proof = Proof(path)
+        retargeted(proof, worse, subject)
+        name = str(rng.choice([part for part in proof.parts if len(proof.parts[part])]))
+        content = bytearray(proof.parts[name])
+        for place in rng.integers(len(content), size=int(rng.integers(1, 4))):
+            content[place] ^= 1 << int(rng.integers(8))
+        proof.parts[name] = bytes(content)
+        proof.write(bench.folder / "forged")
+        assert not check(bench.folder / "forged", [worse], subject).accepted
+
+
+def test_a_damaged_file_is_refused(proved, tmp_path):
+    path, model, subject, _ = proved
+    content = path.read_bytes()
+    rng = np.random.default_rng(6)
+    damaged = [content[:size] for size in (0, 1, 63, 64, 65, len(content) // 2, len(content) - 1)]
+    for place in rng.integers(len(content), size=100):
+        changed = bytearray(content)
+        changed[place] ^= 1 << int(rng.integers(8))
+        damaged.append(bytes(changed))
+    for one in (*damaged, b"PK\x05\x06" + bytes(100), model.read_bytes()):
+        (tmp_path / "damaged").write_bytes(one)
+        assert not check(tmp_path / "damaged", [model], subject).accepted
+
+
+def test_a_file_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(
+    proved, tmp_path, monkeypatch
+):
+    path, model, subject, _ = proved
+    monkeypatch.setattr(certificate, "_MAX_BYTES", 1 << 20)
+    proof = Proof(path)
+    proof.parts["0/at"] = bytes(1 << 24)
+    proof.write(tmp_path / "bomb")
+    result = check(tmp_path / "bomb", [model], subject)
+    assert not result.accepted
+    assert "unpacks" in result.reason
