@@ -19,11 +19,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio_util::io::InspectReader;
 
 use crate::config::Config;
 use crate::error::{Error, PANICKED};
 use crate::gateway::Gateway;
+use crate::lane::{self, Rewound};
 use crate::reply::{self, Outgoing, Reply};
 use crate::{framing, grpc, http as http_face};
 
@@ -71,10 +71,24 @@ impl State {
     }
 
     /// Bytes have come. Between two requests of HTTP/1 they are the next one's headers; HTTP/2 has pings as well.
-    fn hear(&self) {
+    pub fn hear(&self) {
         let is_idle = self.in_flight.load(Relaxed) == 0 && self.is_http1.load(Relaxed);
         if is_idle && self.is_resting.load(Relaxed) {
             self.wait(false);
+        }
+    }
+
+    /// A request over HTTP/1 has come.
+    pub fn speak_http1(&self) {
+        self.is_http1.store(true, Relaxed);
+    }
+
+    /// Whether it shall end now: at once, or because it was asked to and has nothing in flight.
+    fn ends(&self) -> bool {
+        match self.dismissed.load(Relaxed) {
+            0 => false,
+            1 => self.in_flight.load(Relaxed) == 0,
+            _ => true,
         }
     }
 
@@ -139,7 +153,8 @@ impl Connection {
 pub struct Busy(Arc<Connection>);
 
 impl Busy {
-    fn new(connection: &Arc<Connection>) -> Self {
+    /// From now on a request is in flight.
+    pub fn new(connection: &Arc<Connection>) -> Self {
         let in_flight = &connection.state.in_flight;
         in_flight.store(in_flight.load(Relaxed) + 1, Relaxed);
         Self(Arc::clone(connection))
@@ -168,12 +183,20 @@ fn panicked(is_grpc: bool) -> Reply {
 }
 
 /// Serves a connection until it ends; `stream` may be a socket or, later, TLS on one.
-pub async fn serve<S>(connection: Arc<Connection>, stream: S)
+pub async fn serve<S>(connection: Arc<Connection>, mut stream: S)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let (shared, listening) = (Arc::clone(&connection), Arc::clone(&connection));
-    let stream = InspectReader::new(stream, move |_: &[u8]| listening.state.hear());
+    // Plain requests first; what comes after something else is hyper's.
+    let mut lane = Box::pin(lane::run(&connection, &mut stream));
+    let read = poll_fn(|context| {
+        connection.state.waker.get_or_init(|| context.waker().clone());
+        if connection.state.ends() { Poll::Ready(None) } else { lane.as_mut().poll(context) }
+    });
+    let Some(read) = read.await else { return };
+    drop(lane);
+    let stream = Rewound::new(&connection, read, stream);
+    let shared = Arc::clone(&connection);
     // Boxed, because futures keep what they are given twice: as an argument, and again where they pass it on.
     let service = service_fn(move |request: Request<Incoming>| {
         Arc::clone(&shared).answer(Box::new(request.into_parts()))

@@ -80,7 +80,7 @@ fn as_json(message: &impl serde::Serialize) -> Result<Reply> {
 
 /// The name, the version and the verb (`infer`, `ready`, or none for metadata) in a path that asks something of a model;
 /// `None` for what belongs to the faces, such as `stats` and `{name}/config`.
-fn target(path: &str) -> Result<Option<(Cow<'_, str>, &str, &str)>> {
+pub fn target(path: &str) -> Result<Option<(Cow<'_, str>, &str, &str)>> {
     let Some(rest) = path.strip_prefix("/v2/models/") else { return Ok(None) };
     let segments: SmallVec<[&str; 5]> = rest.split('/').collect();
     let (name, version, verb) = match segments[..] {
@@ -146,7 +146,10 @@ async fn infer(
     let is_large = message.is_large();
     let submit = move || {
         let plain = message.plain(&shared)?;
-        inference::submit(&model, binary::parse(&plain, head.as_ref(), &model.spec))
+        inference::submit(
+            &model,
+            binary::parse(&plain, head.as_ref().map(HeaderValue::as_bytes), &model.spec),
+        )
     };
     let packs = move |answer: &Answer| wanted.is_some() && encoded_len(answer) >= MIN_COMPRESSED;
     let encode = move |answer: &Answer| {
@@ -166,7 +169,7 @@ async fn infer(
 }
 
 /// About how many bytes the answer's body will have.
-fn encoded_len(answer: &Answer) -> usize {
+pub fn encoded_len(answer: &Answer) -> usize {
     let is_binary = answer.wanted.outputs.iter().all(|output| output.binary);
     answer.byte_len() * if is_binary { 1 } else { JSON_GROWTH }
 }

@@ -19,15 +19,24 @@ pub fn infer<T: Send + 'static>(
     is_large_answer: impl FnOnce(&Answer) -> bool,
     encode: impl FnOnce(&Answer) -> Result<T> + Send + 'static,
 ) -> impl Future<Output = Result<T>> {
-    let encode = move |answer: Answer| {
+    pool.run(is_large, submit).and_then(move |ticket| finish(pool, ticket, is_large_answer, encode))
+}
+
+/// The second half: waits for the answer of what was submitted, and encodes it.
+pub fn finish<T: Send + 'static>(
+    pool: &Pool,
+    ticket: Ticket,
+    is_large_answer: impl FnOnce(&Answer) -> bool,
+    encode: impl FnOnce(&Answer) -> Result<T> + Send + 'static,
+) -> impl Future<Output = Result<T>> {
+    ticket.answer().and_then(move |answer| {
         let is_large = is_large_answer(&answer);
         pool.run(is_large, move || {
             let encoded = encode(&answer).map_err(|error| tag(&answer.wanted.id, error))?;
             answer.encoded();
             Ok(encoded)
         })
-    };
-    pool.run(is_large, submit).and_then(Ticket::answer).and_then(encode)
+    })
 }
 
 /// Puts a request into its model's queue; one that could not be understood is counted.

@@ -45,5 +45,6 @@ pub mod framing;
 pub mod gateway;
 pub mod grpc;
 pub mod http;
+pub mod lane;
 pub mod listen;
 pub mod protobuf;

@@ -18,11 +18,7 @@ pub const HEAD_LENGTH: HeaderName = HeaderName::from_static("inference-header-co
 pub const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
 /// Reads a request's body; without the header it is JSON.
-pub fn parse<'a>(
-    body: &'a [u8],
-    head: Option<&HeaderValue>,
-    spec: &'a ModelSpec,
-) -> Result<InferRequest<'a>> {
+pub fn parse<'a>(body: &'a [u8], head: Option<&[u8]>, spec: &'a ModelSpec) -> Result<InferRequest<'a>> {
     match head.map(|value| head_length(value, body.len())).transpose()? {
         None => parse_json(body),
         Some(0) => parse_raw(body, spec),
@@ -30,8 +26,8 @@ pub fn parse<'a>(
     }
 }
 
-fn head_length(value: &HeaderValue, body_len: usize) -> Result<usize> {
-    let text = String::from_utf8_lossy(value.as_bytes());
+fn head_length(value: &[u8], body_len: usize) -> Result<usize> {
+    let text = String::from_utf8_lossy(value);
     let Ok(len) = text.trim().parse::<i64>() else {
         return Err(Error::invalid(format!("Unable to parse Inference-Header-Content-Length, got: {text}")));
     };
