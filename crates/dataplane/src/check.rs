@@ -34,6 +34,8 @@ pub struct Wanted {
     pub priority: u64,
     /// Longest wait in the queue; 0 = the model's default.
     pub timeout_us: u64,
+    /// Whether a proof about the model covers the inputs; `None` = the model has none.
+    pub covered: Option<bool>,
 }
 
 /// A request that may be queued.

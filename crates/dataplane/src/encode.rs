@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 use crate::check::{Wanted, WantedOutput};
 use crate::error::{Error, Result, refuse};
 use crate::faces::classification::classify;
+use crate::faces::guard::PARAMETER;
 use crate::json::{write_float, write_json};
 use crate::tensor::{DType, ModelSpec, Shape, TensorSpec, elements, split_text, with_number};
 
@@ -56,6 +57,9 @@ pub fn encode(spec: &ModelSpec, wanted: &Wanted, outputs: &[OutputView<'_>]) -> 
     }
     write_field(&mut body, "model_name", &spec.name);
     write_field(&mut body, "model_version", &spec.version);
+    if let Some(covered) = wanted.covered {
+        body.extend_from_slice(format!("\"parameters\":{{\"{PARAMETER}\":{covered}}},").as_bytes());
+    }
     body.extend_from_slice(b"\"outputs\":[");
     for answer in &answers {
         write_output(&mut body, answer)?;

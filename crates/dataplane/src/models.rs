@@ -15,6 +15,7 @@ use crate::answer::{Outputs, Spans, Ticket, divide};
 use crate::check::{Checked, PerInput, check};
 use crate::error::{Error, Result};
 use crate::events::{Event, Events};
+use crate::faces::guard;
 use crate::fill::fill;
 use crate::link::{Link, LinkReader};
 use crate::queue::{Queue, Refused, Replica, Reservation, Running};
@@ -108,12 +109,16 @@ impl Model {
     fn try_submit(self: &Arc<Self>, request: &InferRequest<'_>, now: Instant) -> Result<Ticket, Refused> {
         let checked = check(&self.spec, request).map_err(|error| (error, Refusal::Invalid))?;
         let reservation = self.queue.lock().reserve(&checked, now)?;
-        let Checked { rows, sources, wanted, .. } = checked;
+        let Checked { rows, sources, mut wanted, .. } = checked;
         let Reservation { batch, entry, mut regions, answer: receiver } = reservation;
         let write = |(source, region): (Option<usize>, &mut Region)| {
             source.map_or(Ok(0), |source| fill(&request.inputs[source], region.bytes()))
         };
         let written = sources.into_iter().zip(&mut regions).map(write).collect::<Result<PerInput<usize>>>();
+        if let Ok(lens) = &written {
+            let bytes = regions.iter_mut().zip(lens).map(|(region, len)| &region.bytes()[..*len]);
+            wanted.covered = guard::covers(&self.spec, rows, &bytes.collect());
+        }
         drop(regions);
         let mut queue = self.queue.lock();
         let outcome = queue.commit((batch, entry), written);

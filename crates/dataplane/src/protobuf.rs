@@ -14,6 +14,7 @@ use crate::answer::Answer;
 use crate::check::WantedOutput;
 use crate::encode;
 use crate::error::{Error, Result};
+use crate::faces::guard;
 use crate::proto::infer_parameter::ParameterChoice;
 use crate::proto::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use crate::proto::{InferParameter, ModelInferRequest};
@@ -136,6 +137,9 @@ pub fn write(answer: &Answer, is_streamed: bool, buffer: &mut Vec<u8>) -> Result
     }
     if is_streamed {
         write_field(4, FINAL_RESPONSE, buffer);
+    }
+    if let Some(covered) = answer.wanted.covered {
+        write_field(4, guard::FIELDS[usize::from(covered)], buffer);
     }
     let mut contents: SmallVec<[Cow<'_, [u8]>; 4]> = SmallVec::new();
     let mut tensor = Vec::with_capacity(64);

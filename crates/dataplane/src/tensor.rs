@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
+use crate::faces::guard::GuardBox;
+
 /// A tensor's dimensions; `-1` in a specification means "any".
 pub type Shape = SmallVec<[i64; 6]>;
 
@@ -158,6 +160,9 @@ pub struct ModelSpec {
     /// Bytes that one replica may use for the outputs of one batch.
     #[serde(default = "default_bytes")]
     pub max_output_bytes: u64,
+    /// Where a proof about the model holds; empty = nothing is marked.
+    #[serde(default)]
+    pub guard: Vec<GuardBox>,
 }
 
 const fn yes() -> bool {

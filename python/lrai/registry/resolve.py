@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from lrai.config import KnobsConfig, ModelConfig
 from lrai.core.model import Signature, TensorInfo
 from lrai.errors import RepositoryError
+from lrai.registry.guard import GuardBox, read_guard
 from lrai.registry.repository import ModelSource
 from lrai.registry.triton_config import TensorConfig
 
@@ -27,6 +28,8 @@ class ServedModel:
     file_name: str
     parameters: dict[str, str]
     num_latest: int
+    guard: tuple[GuardBox, ...]
+    """Where a proof about the model holds; empty: nothing is marked."""
     notes: tuple[str, ...]
 
 
@@ -58,6 +61,7 @@ def resolve(source: ModelSource, version: str, signature: Signature, cpus: int) 
     inputs = _merge(source, "input", signature, is_batched, notes)
     outputs = _merge(source, "output", signature, is_batched, notes)
     path = next(one.path for one in source.versions if one.version == version)
+    guard, note = read_guard(path)
     return ServedModel(
         name=source.name,
         version=version,
@@ -75,7 +79,8 @@ def resolve(source: ModelSource, version: str, signature: Signature, cpus: int) 
         else source.config.default_model_filename,
         parameters=dict(source.config.parameters),
         num_latest=source.config.num_latest,
-        notes=(*source.notes, *notes),
+        guard=guard,
+        notes=(*source.notes, *notes, *filter(None, [note])),
     )
 
 

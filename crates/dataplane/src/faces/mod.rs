@@ -26,6 +26,7 @@ pub(crate) mod classification;
 pub mod coding;
 pub mod config;
 pub mod deadline;
+pub mod guard;
 pub mod metrics;
 pub(crate) mod parameters;
 mod replacement;
