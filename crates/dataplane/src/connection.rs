@@ -102,13 +102,12 @@ impl State {
 
     /// Ends the connection if it has had no request in flight for too long: asks at the first sweep that finds it so,
     /// insists at the second. A header that is never finished and an answer that is never read look the same from here.
-    pub fn sweep(&self, passed: Duration, config: &Config) {
+    pub fn sweep(&self, passed_ms: u64, config: &Config) {
         if self.in_flight.load(Relaxed) > 0 {
             return;
         }
         let is_resting = self.is_resting.load(Relaxed);
         let limit_ms = if is_resting { config.keep_alive_timeout_ms } else { config.header_timeout_ms };
-        let passed_ms = passed.as_millis() as u64;
         if self.idle_ms.fetch_add(passed_ms, Relaxed) + passed_ms > limit_ms {
             self.dismiss(self.dismissed.load(Relaxed) + 1);
         }

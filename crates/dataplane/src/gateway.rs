@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, interval};
 
 use crate::connection::{Connection, State};
 use crate::dataplane::Dataplane;
@@ -53,12 +52,11 @@ impl Gateway {
     pub async fn sweep_task(self: Arc<Self>) {
         let config = &self.dataplane.config;
         let shortest = config.header_timeout_ms.min(config.keep_alive_timeout_ms);
-        let mut turns = interval(Duration::from_millis((shortest / 4).clamp(10, 1000)));
-        let mut last = Instant::now();
+        let period_ms = (shortest / 4).clamp(10, 1000);
         loop {
-            let passed = turns.tick().await - last;
-            last += passed;
-            self.each_connection(|connection| connection.sweep(passed, config));
+            // A turn counts for no more than this, so that no client pays for a time in which we did not listen.
+            tokio::time::sleep(Duration::from_millis(period_ms)).await;
+            self.each_connection(|connection| connection.sweep(period_ms, config));
         }
     }
 
