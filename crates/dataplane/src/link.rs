@@ -16,7 +16,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::wire::{Attach, MAX_MESSAGE, MAX_TEXT, Place, Reply, Run, decode, encode};
+use crate::wire::{MAX_MESSAGE, MAX_TEXT, Place, Reply, Run, decode, encode};
 
 /// One end of a `SOCK_SEQPACKET` pair.
 pub struct Link(OwnedFd);
@@ -34,32 +34,13 @@ impl Link {
         Ok(Self(fd))
     }
 
-    /// Sends the slabs to the actor.
-    pub fn attach(&self, message: &Attach, slabs: [BorrowedFd<'_>; 2]) -> io::Result<()> {
+    /// Sends ATTACH, the first message: the descriptors of the slabs and the length of an output slot.
+    pub fn attach(&self, output_slot_bytes: u64, slabs: [BorrowedFd<'_>; 2]) -> io::Result<()> {
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(&slabs));
-        sendmsg(&self.0, &[IoSlice::new(&encode(message))], &mut control, SendFlags::NOSIGNAL)?;
+        sendmsg(&self.0, &[IoSlice::new(&encode(&output_slot_bytes))], &mut control, SendFlags::NOSIGNAL)?;
         Ok(())
-    }
-
-    /// Receives the slabs, as the actor; blocks. `None` at end of file.
-    pub fn receive_attach(&self) -> io::Result<Option<(Attach, OwnedFd, OwnedFd)>> {
-        let (mut buffer, mut space) = ([0; 64], [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))]);
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let parts = &mut [IoSliceMut::new(&mut buffer)];
-        let len = recvmsg(&self.0, parts, &mut control, RecvFlags::CMSG_CLOEXEC)?.bytes;
-        if len == 0 {
-            return Ok(None);
-        }
-        let mut slabs = control.drain().flat_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(slabs) => slabs.collect(),
-            _ => Vec::new(),
-        });
-        match (decode(&buffer[..len]), slabs.next(), slabs.next()) {
-            (Some(attach), Some(input), Some(output)) => Ok(Some((attach, input, output))),
-            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the first message is not ATTACH")),
-        }
     }
 
     /// Sends a message. A gateway never waits here: a full socket buffer means that the actor has stopped reading.
@@ -131,13 +112,25 @@ impl Mailbox {
     /// Waits for the slabs and maps them. `None` if the gateway closed the link instead.
     pub fn open(link: OwnedFd) -> io::Result<Option<Self>> {
         let link = Link::new(link, false)?;
-        let Some((attach, input, output)) = link.receive_attach()? else { return Ok(None) };
-        Ok(Some(Self {
-            input: MmapOptions::new().len(attach.input_bytes as usize).map_raw_read_only(&input)?,
-            output: MmapOptions::new().len(attach.output_bytes as usize).map_raw(&output)?,
-            output_slot_bytes: attach.output_slot_bytes,
-            link,
-        }))
+        let (mut buffer, mut space) = ([0; 64], [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))]);
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let parts = &mut [IoSliceMut::new(&mut buffer)];
+        let len = recvmsg(&link.0, parts, &mut control, RecvFlags::CMSG_CLOEXEC)?.bytes;
+        if len == 0 {
+            return Ok(None);
+        }
+        let mut slabs = control.drain().flat_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(slabs) => slabs.collect(),
+            _ => Vec::new(),
+        });
+        let (Some(output_slot_bytes), Some(input), Some(output)) =
+            (decode(&buffer[..len]), slabs.next(), slabs.next())
+        else {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the first message is not ATTACH"));
+        };
+        let input = MmapOptions::new().map_raw_read_only(&input)?;
+        let output = MmapOptions::new().map_raw(&output)?;
+        Ok(Some(Self { link, input, output, output_slot_bytes }))
     }
 
     /// Says that batches may come.

@@ -24,7 +24,7 @@ use crate::rule::Knobs;
 use crate::slab::{Region, Slab};
 use crate::stats::{Refusal, Stats};
 use crate::tensor::{DType, ModelSpec, elements};
-use crate::wire::{Attach, Place, Reply};
+use crate::wire::{Place, Reply};
 
 /// One batch runs, another's answers are being encoded, and a slow encoder still leaves two.
 const OUTPUT_SLOTS: u32 = 4;
@@ -157,12 +157,7 @@ impl Model {
     pub fn attach(self: &Arc<Self>, link: OwnedFd, id: u64) -> io::Result<()> {
         let link = Arc::new(Link::new(link, true)?);
         let output = Slab::new(c"lrai-output", self.spec.max_output_bytes as usize, OUTPUT_SLOTS, false)?;
-        let message = Attach {
-            input_bytes: self.slab.total_bytes() as u64,
-            output_bytes: output.total_bytes() as u64,
-            output_slot_bytes: output.slot_bytes as u64,
-        };
-        link.attach(&message, [self.slab.reader()?.as_fd(), output.writer()])?;
+        link.attach(output.slot_bytes as u64, [self.slab.reader()?.as_fd(), output.writer()])?;
         let replica = Replica { id, link: Arc::clone(&link), output, ready: false, running: None };
         self.queue.lock().replicas.push(replica);
         self.runtime.spawn(link_task(Arc::clone(self), id, link));

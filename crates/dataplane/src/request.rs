@@ -78,13 +78,7 @@ pub fn parse_json(body: &[u8]) -> Result<InferRequest<'_>> {
 /// Reads the JSON of a request, which says where the binary extension may have put its tensors.
 pub(crate) fn parse_head(text: &[u8]) -> Result<InferRequest<'_>> {
     let (mut request, mut scan) = (InferRequest::default(), Scanner::new(text));
-    let parsed = parse_request(&mut scan, &mut request).and_then(|()| scan.end());
-    parsed.map_err(|error| Error::invalid(format!("failed to parse the request JSON buffer: {error}")))?;
-    Ok(request)
-}
-
-fn parse_request<'a>(scan: &mut Scanner<'a>, request: &mut InferRequest<'a>) -> Result<()> {
-    scan.object(|scan, key| {
+    let parsed = scan.object(|scan, key| {
         match &*key {
             "id" => request.id = scan.string()?,
             "parameters" => request.parameters = parse_parameters(scan)?,
@@ -99,7 +93,9 @@ fn parse_request<'a>(scan: &mut Scanner<'a>, request: &mut InferRequest<'a>) -> 
             _ => scan.skip()?,
         }
         Ok(())
-    })
+    });
+    let named = |error| Error::invalid(format!("failed to parse the request JSON buffer: {error}"));
+    parsed.and_then(|()| scan.end()).map_err(named).map(|()| request)
 }
 
 fn parse_input<'a>(scan: &mut Scanner<'a>) -> Result<Input<'a>> {

@@ -55,11 +55,6 @@ impl Slab {
         Ok(Arc::new(Self { file, mapping, slot_bytes, free: Mutex::new(free) }))
     }
 
-    /// The slab's length in bytes.
-    pub fn total_bytes(&self) -> usize {
-        self.mapping.len()
-    }
-
     /// The descriptor with which it can be written.
     pub fn writer(&self) -> BorrowedFd<'_> {
         self.file.as_fd()

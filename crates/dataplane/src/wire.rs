@@ -24,17 +24,6 @@ pub struct Place {
     pub shape: Shape,
 }
 
-/// Sizes of the slabs whose descriptors travel with this message, the first on a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Attach {
-    /// Length of the input slab.
-    pub input_bytes: u64,
-    /// Length of the output slab.
-    pub output_bytes: u64,
-    /// Length of one output slot.
-    pub output_slot_bytes: u64,
-}
-
 /// "Run this batch."
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
@@ -115,7 +104,7 @@ mod tests {
 
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = (decode::<Reply>(&bytes), decode::<Run>(&bytes), decode::<Attach>(&bytes));
+            let _ = (decode::<Reply>(&bytes), decode::<Run>(&bytes));
         }
     }
 

@@ -70,7 +70,7 @@ class FakeDataPlane:
             descriptor = os.memfd_create(name)
             os.ftruncate(descriptor, size)
             memory.append((descriptor, mmap.mmap(descriptor, size)))
-        message = numbers(SLAB_BYTES, SLOT_BYTES * OUTPUT_SLOTS, SLOT_BYTES)
+        message = numbers(SLOT_BYTES)
         socket.send_fds(link, [message], [descriptor for descriptor, _ in memory])
         for descriptor, _ in memory:
             os.close(descriptor)
