@@ -342,7 +342,7 @@ async def test_a_model_that_dies_three_times_before_it_is_ready_is_given_up(supe
 async def test_a_link_that_stays_open_after_the_end_keeps_no_successor_out(
     supervisor, data_plane, python_model
 ):
-    child = "if os.fork(): os._exit(1)\ntime.sleep(5)"
+    child = "if os.fork(): os._exit(1)\ntime.sleep(5)\nos._exit(0)"
     await serve(supervisor, data_plane, python_model(child))
     batch = asyncio.ensure_future(data_plane.submit(1, [PAIR]))
     await data_plane.ready(2)
