@@ -112,8 +112,12 @@ fn write_output(out: &mut Vec<u8>, answer: &Answered<'_>) -> Result<()> {
     out.push(b'{');
     write_field(out, "name", answer.name);
     write_field(out, "datatype", answer.datatype.name());
-    out.extend_from_slice(b"\"shape\":");
-    write_json(out, &answer.shape);
+    out.extend_from_slice(b"\"shape\":[");
+    for size in &answer.shape {
+        out.extend_from_slice(itoa::Buffer::new().format(*size).as_bytes());
+        out.push(b',');
+    }
+    end_list(out);
     if answer.is_binary {
         out.extend_from_slice(b",\"parameters\":{\"binary_data_size\":");
         write_json(out, &answer.data.len());

@@ -180,9 +180,11 @@ impl<'a> Scanner<'a> {
     #[inline]
     pub fn integer<T: TryFrom<i128>>(&mut self, name: &str) -> Result<T> {
         let is_negative = self.take(b'-');
-        let digits = leading_digits(&self.text[self.at..]);
+        let rest = &self.text[self.at..];
+        let digits = &rest[..rest.iter().take_while(|byte| byte.is_ascii_digit()).count()];
         self.at += digits.len();
-        if !is_whole(digits) || matches!(self.text.get(self.at), Some(b'.' | b'e' | b'E')) {
+        let is_whole = matches!(digits, [b'0'] | [b'1'..=b'9', ..]);
+        if !is_whole || matches!(self.text.get(self.at), Some(b'.' | b'e' | b'E')) {
             return Err(self.expected(format_args!("an integer ({name})")));
         }
         let add = |value: u64, digit: &u8| value.checked_mul(10)?.checked_add((digit - b'0').into());
@@ -200,9 +202,11 @@ impl<'a> Scanner<'a> {
         let rest = &self.text[self.at..];
         // JSON is stricter than the parser of floats: no leading zero, and a digit on each side of the point.
         let unsigned = rest.strip_prefix(b"-").unwrap_or(rest);
-        let digits = leading_digits(unsigned);
-        let fraction = unsigned[digits.len()..].strip_prefix(b".");
-        if !is_whole(digits) || fraction.is_some_and(|rest| !matches!(rest, [b'0'..=b'9', ..])) {
+        let count = unsigned.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let has_leading_zero = count > 1 && unsigned[0] == b'0';
+        let is_bare_point =
+            unsigned.get(count) == Some(&b'.') && !unsigned.get(count + 1).is_some_and(u8::is_ascii_digit);
+        if count == 0 || has_leading_zero || is_bare_point {
             let known = [("NaN", f32::NAN), ("Infinity", f32::INFINITY), ("-Infinity", f32::NEG_INFINITY)];
             let word = known.into_iter().find(|(word, _)| words && self.take_word(word));
             return word.map(|(_, value)| value.into()).ok_or_else(|| self.expected("a number"));
@@ -280,17 +284,6 @@ impl<'a> Scanner<'a> {
         self.at += found + 1;
         Ok(rest[found])
     }
-}
-
-#[inline]
-fn leading_digits(text: &[u8]) -> &[u8] {
-    &text[..text.iter().take_while(|byte| byte.is_ascii_digit()).count()]
-}
-
-/// Whether JSON lets a number begin with these digits.
-#[inline]
-fn is_whole(digits: &[u8]) -> bool {
-    matches!(digits, [b'0'] | [b'1'..=b'9', ..])
 }
 
 /// Appends a value as JSON.
