@@ -133,11 +133,14 @@ def _serve(mailbox: Mailbox, backend: Backend, slabs: Slabs, reporter: "_Reporte
             mailbox.failed(batch.id, fault.code, str(fault))
             continue
         ended_ns = time.perf_counter_ns()
+        # The slot is the gateway's again after `done`, so the sample is taken before.
+        sample = None
         if ended_ns >= sample_due_ns:
-            # Before `done`: after it the slot is the gateway's again.
-            reporter.send("sample", _sample(backend, slabs.slot(batch.output_slot), places))
             sample_due_ns = ended_ns + _SAMPLE_NS
+            sample = _sample(backend, slabs.slot(batch.output_slot), places)
         mailbox.done(batch.id, ended_ns - started_ns, places)
+        if sample is not None:
+            reporter.send("sample", sample)
 
 
 def _sample(backend: Backend, slot: memoryview, places: list[Place]) -> dict[str, Any]:
