@@ -177,7 +177,10 @@ class Bounds:
 
     def _tighten(self, state: State, index: int, slopes: Array | None) -> None:
         """Bound the unstable inputs of a Relu by backward substitution."""
-        inputs = self.graph.operations[index].inputs
+        inputs, operations = self.graph.operations[index].inputs, self.graph.operations
+        maker = max(place for place in range(index) if operations[place].out.start <= inputs[0])
+        one = operations[maker]
+        assert isinstance(one, Sum)
         is_unstable = (state.lower[:, inputs] < 0) & (state.upper[:, inputs] > 0)
         regions, places = np.nonzero(is_unstable & ~self._is_exact[inputs])
         step = max(ROW_ELEMENTS // self.graph.slots // 2, 1)
@@ -185,9 +188,18 @@ class Bounds:
             region, place = regions[start : start + step], places[start : start + step]
             slot, count = inputs[place], len(region)
             rows = np.zeros((2 * count, self.graph.slots))
-            rows[np.arange(2 * count), np.tile(slot, 2)] = np.repeat([1.0, -1.0], count)
             given = None if slopes is None else slopes[:, place].reshape(2 * count, -1)
-            bound = self.lower(rows, state, np.tile(region, 2), given, index)[0]
+            signs = np.repeat([1.0, -1.0], count)
+            if len(one.inputs) == 1:
+                # The first step back needs no product: it is a row of the weights.
+                column = np.tile(slot - one.out.start, 2)
+                self._scatters[maker].add(rows, one.weights[0].T[column] * signs[:, None])
+                first = signs * one.bias[0, column] - np.tile(state.error[region, slot], 2)
+            else:
+                rows[np.arange(2 * count), np.tile(slot, 2)] = signs
+                first = np.zeros(2 * count)
+            end = maker if len(one.inputs) == 1 else index
+            bound = first + self.lower(rows, state, np.tile(region, 2), given, end)[0]
             state.lower[region, slot] = np.maximum(state.lower[region, slot], bound[:count])
             state.upper[region, slot] = np.minimum(state.upper[region, slot], -bound[count:])
 
@@ -195,7 +207,7 @@ class Bounds:
         self,
         rows: Array,
         state: State,
-        regions: NDArray[np.intp] | slice,
+        regions: NDArray[np.intp],
         slopes: Array | None = None,
         end: int | None = None,
     ) -> tuple[Array, Array]:
@@ -208,20 +220,27 @@ class Bounds:
         for index, one in reversed(list(enumerate(self.graph.operations))):
             seen -= one.inputs.size * (isinstance(one, Relu) and one.is_hidden)
             part = rows[:, one.out]
-            if (end is not None and index >= end) or not part.any():
+            if (end is not None and index >= end) or not (part[:1].any() or part.any()):
                 continue
             if isinstance(one, Sum):
                 total += part @ one.bias.reshape(-1)
-                total -= _dot(np.abs(part), state.error[regions, one.out])
+                total -= _dot(np.abs(part), state.error[:, one.out].take(regions, axis=0))
                 found = _apply(part.reshape(-1, *one.bias.shape), one.weights.swapaxes(1, 2))
             else:
-                constant, below = state.constant[regions, one.out], state.below[regions, one.out]
+                constant, below, above = (
+                    side[:, one.out].take(regions, axis=0)
+                    for side in (state.constant, state.below, state.above)
+                )
                 if slopes is not None and one.is_hidden:
                     given = slopes[:, seen : seen + one.inputs.size]
                     below = np.where(constant > 0, given, below)
                 least = np.minimum(part, 0)
                 total += _dot(least, constant)
-                found = (part - least) * below + least * state.above[regions, one.out]
+                # In place, which costs half the time.
+                found = part - least
+                found *= below
+                least *= above
+                found += least
             self._scatters[index].add(rows, found.reshape(len(rows), -1))
         part, inputs = rows[:, self.graph.inputs], self.graph.inputs
         low, high, error = (

@@ -134,9 +134,9 @@ def _evaluate(node: Any, arrays: list[Any], opsets: Any) -> Any:
         for names in (given, node.output)
     )
     graph = helper.make_graph([node], "node", inputs, outputs)
-    return np.asarray(
-        ReferenceEvaluator(helper.make_model(graph, opset_imports=opsets)).run(None, given)[0]
-    )
+    model: Any = helper.make_model(graph, opset_imports=opsets)
+    found: Any = ReferenceEvaluator(model).run(None, given)
+    return np.asarray(found[0])
 
 
 def _arithmetic(builder: Builder, kind: str, x: Any, y: Any) -> Slots:
@@ -193,7 +193,7 @@ def _windows(found: Any, x: Slots, kernel: Sequence[int]) -> Slots:
     slots = _evaluate(
         node, [np.swapaxes(x, 0, 1).astype(float), kernels], [helper.make_opsetid("", 17)]
     )
-    return np.moveaxis(slots, 1, -1).astype(np.intp)
+    return np.asarray(np.moveaxis(slots, 1, -1), np.intp)
 
 
 def _conv(builder: Builder, found: Any, x: Value, weights: Any, bias: Any = None) -> Slots:
