@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lrai.verifier.backward import Choice, Trace
+from lrai.verifier.attack import Objective
+from lrai.verifier.backward import Trace
 from lrai.verifier.bounds import Arithmetic, Bounds, conditions
 from lrai.verifier.certificate import Tree
 from lrai.verifier.frontier import Frontier
@@ -31,7 +32,11 @@ _CONFIRMATIONS = 8
 _BATCH_ELEMENTS = 2**18
 _BEST_FIRST = 200_000
 _STEPS = 12
+_CHASED, _CHASE_STEPS = 64, 8
+"""Points of a batch that go downhill, and how far."""
 _STEP_S = 0.15
+_TRIED = 64
+"""Optimised boxes without a proof that make a worse bound hopeless."""
 _EASY = 2000
 """Boxes after which a property counts as hard, and slopes are optimised too."""
 
@@ -57,6 +62,7 @@ class InputSplit:
         self.bounds = Bounds(conditions(network, cases), arithmetic)
         counts = [len(case.offset) for case in cases]
         claim = np.repeat(np.arange(len(cases)), counts)
+        self._objective = Objective(network, cases)
         self._members = claim == np.arange(len(cases))[:, None]
         """`(claims, conditions)`: which conditions a claim consists of."""
         self._relus = [
@@ -69,6 +75,8 @@ class InputSplit:
         total = sum(node.size for node in network.nodes)
         self._largest = int(np.clip(_BATCH_ELEMENTS // total, 1, 512))
         self.batch = min(self._largest, 64)
+        self._reach = -np.inf
+        """Bounds below this one are not optimised."""
         self.boxes = 0
         self.share = 0.0
         """Share of the box's volume that is proved."""
@@ -127,12 +135,10 @@ class InputSplit:
             box = box.take(rest)
             claim = found.bound[rest].argmin(axis=1)
             trace, regions = Trace(), regions.take(rest)
-            levels = None if found.levels is None else found.levels[rest, claim]
-            choice = self._choice(levels)
-            self.bounds.lower(found.weights[rest, claim], regions, None, choice, trace)
+            self.bounds.lower(found.weights[rest, claim], regions, None, None, trace)
             assert trace.coefficients is not None
             points = np.where(trace.coefficients >= 0, box.lower, box.upper)
-            witness = self._look(np.concatenate([points, (box.lower + box.upper) / 2]), confirm)
+            witness = self._look(points, (box.lower + box.upper) / 2, claim, confirm)
             score = self._score(regions, trace)
             score[box.lower >= box.upper] = -1
             self._split(box, nodes[rest], bound[rest], score.argmax(axis=1))
@@ -157,7 +163,8 @@ class InputSplit:
             np.put_along_axis(weights, lower.argmax(axis=2)[:, :, None], 1.0, axis=2)
         found = Bounded(weights, lower.max(axis=2, initial=-np.inf))
         hard = self.boxes > _EASY
-        row, claim = np.nonzero((found.bound <= 0) & (self._members.sum(axis=1) > (not hard)))
+        several = self._members.sum(axis=1) > (not hard)
+        row, claim = np.nonzero((found.bound <= 0) & (found.bound >= self._reach) & several)
         if len(row):
             self._improve(found, regions, row, claim, hard=hard)
         return found
@@ -169,7 +176,9 @@ class InputSplit:
         start = found.weights[row, claim] + self._members[claim]
         start /= start.sum(axis=1, keepdims=True)
         better = improve(self.bounds, regions.take(row), start, _STEPS, sloped=hard)
-        gain = better.lower > found.bound[row, claim]
+        before = found.bound[row, claim]
+        self._learn(before, before[better.lower > 0])
+        gain = better.lower > before
         row, claim = row[gain], claim[gain]
         found.bound[row, claim] = better.lower[gain]
         found.weights[row, claim] = better.weights[gain]
@@ -180,24 +189,37 @@ class InputSplit:
             new = np.concatenate([better.slopes[index] for index in self._relus], axis=1)
             found.levels[row, claim] = new[gain]
 
-    def _choice(self, levels: NDArray[np.uint8] | None) -> Choice:
-        if levels is None:
-            return Choice()
-        sizes = self.bounds.network.sizes(self._relus)
-        parts = np.split(levels / 255, np.cumsum(sizes)[:-1], axis=1)
-        return Choice(dict(zip(self._relus, parts, strict=True)))
+    def _learn(self, tried: Array, proved: Array) -> None:
+        """Learn from which bounds on it pays to optimise: twice the worst that it proved lately."""
+        if len(proved):
+            worst = 2 * float(np.quantile(proved, 0.02))
+            known = np.isfinite(self._reach)
+            self._reach = 0.9 * self._reach + 0.1 * worst if known else worst
+        elif len(tried) >= _TRIED:
+            self._reach = float(np.quantile(tried, 0.75))
 
-    def _look(self, points: Array, confirm: Confirm) -> Witness | None:
-        """Replay the points that seem to meet all conditions of a claim."""
-        values = self.bounds.network.evaluate(points)
-        for claim, members in enumerate(self._members):
-            margin = values[:, members].max(axis=1, initial=-np.inf)
-            for row in np.argsort(margin)[:_CONFIRMATIONS]:
-                if margin[row] > 0:
-                    break
-                witness = confirm(self.cases[claim], points[row])
-                if witness is not None:
-                    return witness
+    def _look(
+        self, corners: Array, centres: Array, claim: Index, confirm: Confirm
+    ) -> Witness | None:
+        """Replay points that seem to be unsafe: minimisers, centres and what lies downhill."""
+        points = np.concatenate([corners, centres])
+        claims = np.concatenate([claim, claim])
+        margin = self._objective.measure(points, claims)
+        near = np.argsort(margin)[:_CHASED]
+        radius = np.abs(corners - centres)[near % len(centres)]
+        points, claims = points[near], claims[near]
+        for step in range(_CHASE_STEPS):
+            margin, gradient = self._objective.descend(points, claims)
+            if (margin <= 0).any() or step + 1 == _CHASE_STEPS:
+                break
+            moved = points - radius * np.sign(gradient) * (2.0 / (1 + step))
+            points = np.clip(moved, self.cases[0].lower, self.cases[0].upper)
+        for row in np.argsort(margin)[:_CONFIRMATIONS]:
+            if margin[row] > 0:
+                break
+            witness = confirm(self.cases[claims[row]], points[row])
+            if witness is not None:
+                return witness
         return None
 
     def _score(self, regions: Regions, trace: Trace) -> Array:
@@ -213,7 +235,8 @@ class InputSplit:
                 continue
             box = regions.boxes[node.inputs[0]]
             ends = [lines.half_slope * x + lines.half_constant for x in (box.lower, box.upper)]
-            lost = np.maximum(np.abs(ends[0]), np.abs(ends[1])) * np.abs(rows)
+            lost = np.maximum(np.abs(ends[0]), np.abs(ends[1]))
+            lost *= np.abs(rows)
             moves = np.abs(regions.forms[node.inputs[0]][:, 1:])
             lost /= np.maximum(moves.sum(axis=1), np.finfo(np.float64).tiny)
             total += np.matmul(moves, lost[:, :, None])[:, :, 0]
