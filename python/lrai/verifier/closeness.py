@@ -10,18 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrai.errors import InvalidInputError, UnsupportedError
-from lrai.verifier.bounds import Arithmetic
-from lrai.verifier.deployed import changed_by_runtime
+from lrai.verifier.bounds import Arithmetic, Bounds
+from lrai.verifier.deployed import DeployedModel, changed_by_runtime
 from lrai.verifier.differential import differential, product
 from lrai.verifier.input_box import InputBox, read_box
 from lrai.verifier.maximum import Maximum, MaximumSettings, maximise
 from lrai.verifier.network import Array, Network
 from lrai.verifier.onnx_reader import read_onnx
+from lrai.verifier.operators.base import Box
 from lrai.verifier.replay import Part, Replay
 
 # The magnitude of the original is bounded first, in this share of the time, to this precision.
 _SCALE_SHARE: Final = 0.1
 _SCALE_PRECISION: Final = 1.02
+
+# Points at which each model is held against what onnxruntime makes of it.
+_CHECKS: Final = 32
 
 Answer = Literal["PROVED", "REFUTED", "OPEN"]
 
@@ -106,6 +110,8 @@ def compare(
         box = read_box(box, f.input_size, f.output_size)
     if len(box.lower) != f.input_size:
         raise InvalidInputError(f"the box has {len(box.lower)} elements, {original} {f.input_size}")
+    for path, network in ((original, f), (served, q)):
+        _check_runtime(path, network, box)
     replays = _Answers(Replay([Part(original)]), Replay([Part(served)]))
     scale = _scale(f, box, replays, settings)
     epsilons = settings.epsilon * scale.lower, settings.epsilon * scale.upper
@@ -123,6 +129,30 @@ def compare(
         ),
     )
     return _conclude(found, scale, epsilons, (replays, f, q, settings))
+
+
+def _check_runtime(path: Path, network: Network, box: InputBox) -> None:
+    """Refuse a model of which onnxruntime computes something else than the file says.
+
+    At single points the bounds cover nothing but rounding, so that an answer outside of them comes
+    from a graph that was rewritten beyond that.
+    """
+    random = np.random.default_rng(0)
+    share = random.random((_CHECKS, len(box.lower)))
+    x = (box.lower + share * (box.upper - box.lower)).astype(np.float32)
+    answers = DeployedModel(path).evaluate(x).astype(np.float64)
+    points = x.astype(np.float64)
+    regions = Bounds(network).regions(Box(points, points))
+    lower, upper = (
+        np.concatenate([getattr(regions.boxes[index], side) for index in network.outputs], axis=1)
+        for side in ("lower", "upper")
+    )
+    if ((answers < lower) | (answers > upper)).any():
+        beyond = np.maximum(lower - answers, answers - upper).max()
+        raise UnsupportedError(
+            f"onnxruntime computes something else than {path} says, by more than {beyond:.3g}",
+            "it rewrites some graphs with DequantizeLinear; compare graph optimisation levels",
+        )
 
 
 def _conclude(
