@@ -1,5 +1,6 @@
 """Every operator: equal to the reference evaluator, near the deployed one, never outside its bounds."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from lrai.errors import UnsupportedOperatorError, VerifierError
 from lrai.verifier.bounds import Bounds
 from lrai.verifier.onnx_reader import read_onnx
-from lrai.verifier.operators import softmax
+from lrai.verifier.operators import smooth, softmax
 from lrai.verifier.operators.base import Box
 
 F = np.float32
@@ -481,6 +482,15 @@ def test_what_is_not_supported_is_named_with_its_node(name: str, tmp_path: Path)
     assert what in str(caught.value)
     assert node in str(caught.value)
     assert "hint: " in str(caught.value)
+
+
+def test_erf_is_exact_to_float64() -> None:
+    x = np.concatenate(
+        [np.linspace(-7, 7, 20_001), np.logspace(-300, 0, 1000), [0.0, np.inf, -np.inf]]
+    )
+    expected = np.array([math.erf(value) for value in x])
+    np.testing.assert_allclose(smooth.erf(x), expected, rtol=8e-16, atol=0)
+    assert np.isnan(smooth.erf(np.array([np.nan]))).all()
 
 
 def test_softmax_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
