@@ -39,7 +39,8 @@ _ELEMENTS = 2**15
 """Elements of one array of rows that stays in the cache."""
 _LARGE = 2**21
 """Elements of the largest array of rows: a backward pass holds a few of them."""
-_FEW_INPUTS = 16
+FEW_INPUTS = 16
+"""Up to here forms are kept and inputs are split."""
 
 
 def conditions(network: Network, cases: Sequence[Case]) -> Network:
@@ -84,7 +85,7 @@ class Bounds:
         """
         regions = Regions([])
         forms = (
-            Forms(self.network, self.graph, box) if self.network.input_size <= _FEW_INPUTS else None
+            Forms(self.network, self.graph, box) if self.network.input_size <= FEW_INPUTS else None
         )
         for index, node in enumerate(self.network.nodes):
             if node.operator is None:

@@ -75,6 +75,7 @@ class InputSplit:
         total = sum(node.size for node in network.nodes)
         self._largest = int(np.clip(_BATCH_ELEMENTS // total, 1, 512))
         self.batch = min(self._largest, 64)
+        self._step_s = 0.0
         self._reach = -np.inf
         """Bounds below this one are not optimised."""
         self.boxes = 0
@@ -107,7 +108,7 @@ class InputSplit:
     def holds_over_the_reals(self) -> bool:
         """Whether one look at all open boxes proves them without the deployed rounding."""
         box, _ = self.frontier.pop(self.batch)
-        if self.open:
+        if self.open or self._step_s > 4 * _STEP_S:
             return False
         lower = np.concatenate([box.lower, *(part.lower for part in self._stuck)])
         upper = np.concatenate([box.upper, *(part.upper for part in self._stuck)])
@@ -139,7 +140,7 @@ class InputSplit:
             assert trace.coefficients is not None
             points = np.where(trace.coefficients >= 0, box.lower, box.upper)
             witness = self._look(points, (box.lower + box.upper) / 2, claim, confirm)
-            score = self._score(regions, trace)
+            score = self._score(regions, trace, box.upper - box.lower)
             score[box.lower >= box.upper] = -1
             self._split(box, nodes[rest], bound[rest], score.argmax(axis=1))
         self._pace(time.monotonic() - begin)
@@ -147,6 +148,7 @@ class InputSplit:
 
     def _pace(self, seconds: float) -> None:
         """Keep a step short, so that a time-out is kept and progress is seen."""
+        self._step_s = seconds
         if seconds > 2 * _STEP_S:
             self.batch = max(1, self.batch // 2)
         elif seconds < _STEP_S:
@@ -222,12 +224,15 @@ class InputSplit:
                 return witness
         return None
 
-    def _score(self, regions: Regions, trace: Trace) -> Array:
+    def _score(self, regions: Regions, trace: Trace, widths: Array) -> Array:
         """`(N, n_in)`: the looseness of the bound that each input is to blame for.
 
         What an elementwise node loses is its row times the distance of its lines, and is divided
         among the inputs as they move the node.
         """
+        assert trace.coefficients is not None
+        if not regions.forms:
+            return np.abs(trace.coefficients) * widths
         total = np.zeros((len(regions.errors[0]), self.bounds.network.input_size))
         for index, node in enumerate(self.bounds.network.nodes):
             lines, rows = regions.lines[index], trace.rows.get(index)
@@ -240,7 +245,7 @@ class InputSplit:
             moves = np.abs(regions.forms[node.inputs[0]][:, 1:])
             lost /= np.maximum(moves.sum(axis=1), np.finfo(np.float64).tiny)
             total += np.matmul(moves, lost[:, :, None])[:, :, 0]
-        return total + np.finfo(np.float64).tiny * self._widths
+        return total + np.finfo(np.float64).tiny * widths
 
     def _split(self, box: Box, nodes: Index, bound: Array, axis: Index) -> None:
         rows = np.arange(len(nodes))

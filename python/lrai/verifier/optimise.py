@@ -15,6 +15,7 @@ from lrai.verifier.backward import Choice, Trace
 from lrai.verifier.bounds import Bounds
 from lrai.verifier.network import Array
 from lrai.verifier.operators.base import Elementwise
+from lrai.verifier.operators.relu import Relu
 from lrai.verifier.regions import Regions
 
 
@@ -27,7 +28,7 @@ class Improved:
     weights: Array
     """`(R, conditions)`, non-negative."""
     slopes: dict[int, NDArray[np.uint8]]
-    """`(R, size)` per adjustable node, in steps of 1/255: what a certificate holds."""
+    """`(R, size)` per Relu, in steps of 1/255: what a certificate holds."""
 
 
 def minimiser(regions: Regions, bounds: Bounds, coefficients: Array) -> Array:
@@ -91,11 +92,11 @@ def improve(
 
 
 def default_slopes(bounds: Bounds, regions: Regions) -> dict[int, NDArray[np.uint8]]:
-    """The lower slopes of every adjustable node without a choice, `(N, size)` in steps of 1/255."""
+    """The lower slopes of every Relu without a choice, `(N, size)` in steps of 1/255."""
     found = {}
     for index, node in enumerate(bounds.network.nodes):
         planes = regions.planes[index]
-        if isinstance(node.operator, Elementwise) and node.operator.adjustable and planes:
+        if isinstance(node.operator, Relu) and planes is not None:
             found[index] = (planes.lower_slope * 255).astype(np.uint8)
     return found
 
