@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lrai.verifier.checker import certificate, check
+from lrai.verifier.instance import Instance, solve
 
 KINDS = {
     **dict.fromkeys(("lower", "upper", "rows", "offset", "at", "weights"), "<f8"),
@@ -232,3 +233,43 @@ def test_a_file_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(
     result = check(tmp_path / "bomb", [model], subject)
     assert not result.accepted
     assert "unpacks" in result.reason
+
+
+TWO_NETWORKS = """(vnnlib-version <2.0>)
+(declare-network f (declare-input X float32 [1, 2]) (declare-output Y float32 [1, 2]))
+(declare-network g ({relation} f)
+  (declare-input V float32 [1, 2]) (declare-output W float32 [1, 2]))
+(assert (and (>= X[0,0] -1.0) (<= X[0,0] 1.0) (>= X[0,1] -1.0) (<= X[0,1] 1.0)))
+(assert (and (== X[0,0] V[0,0]) (== V[0,1] X[0, 1])))
+(assert (or (>= (- Y[0,1] W[0,1]) 0.01) (>= (- W[0,1] Y[0,1]) 0.01)))
+"""
+
+
+def test_two_networks_that_are_near_are_proved_near_again(proved, bench):
+    _, model, _, layers = proved
+    near = bench.dense([*layers[:-1], (layers[-1][0], layers[-1][1] + 1e-3)], name="near")
+    far = bench.dense([*layers[:-1], (layers[-1][0], layers[-1][1] + 2e-2)], name="far")
+    subject = bench.folder / "two.vnnlib"
+    subject.write_text(TWO_NETWORKS.format(relation="isomorphic-to"))
+    verdict = solve(Instance((model, near), subject, 20.0))
+    assert verdict.answer == "unsat"
+    path = bench.folder / "proof"
+    verdict.certificate.write(path)
+    assert check(path, [model, near], subject).accepted
+    assert not check(path, [near, model], subject).accepted
+    assert not check(path, [model], subject).accepted
+    proof = Proof(path)
+    proof.header(models=[hashlib.sha256(one.read_bytes()).hexdigest() for one in (model, far)])
+    proof.write(path)
+    assert "does not close" in check(path, [model, far], subject).reason
+
+
+def test_a_network_beside_itself_is_proved_equal_again(proved, bench):
+    _, model, _, _ = proved
+    subject = bench.folder / "two.vnnlib"
+    subject.write_text(TWO_NETWORKS.format(relation="equal-to"))
+    verdict = solve(Instance((model,), subject, 20.0))
+    assert verdict.answer == "unsat"
+    verdict.certificate.write(bench.folder / "proof")
+    result = check(bench.folder / "proof", [model], subject)
+    assert result.accepted, result.reason
