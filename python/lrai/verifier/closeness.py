@@ -19,6 +19,10 @@ from lrai.verifier.network import Array, Network
 from lrai.verifier.onnx_reader import read_onnx
 from lrai.verifier.operators.base import Box
 from lrai.verifier.replay import Part, Replay
+from lrai.verifier.search import SearchSettings, verify
+from lrai.verifier.terms import is_close
+from lrai.verifier.verdict import Verdict
+from lrai.verifier.vnnlib2 import parse_vnnlib2
 
 # The magnitude of the original is bounded first, in this share of the time, to this precision.
 _SCALE_SHARE: Final = 0.1
@@ -129,6 +133,20 @@ def compare(
         ),
     )
     return _conclude(found, scale, epsilons, (replays, f, q, settings))
+
+
+def prove(
+    original: Path, served: Path, box: InputBox, limit: float, settings: ClosenessSettings
+) -> tuple[Verdict, str]:
+    """Decide whether |f - q| < limit everywhere in the box, in the outputs' own units.
+
+    Returns the verdict, with a certificate where it is `unsat`, and the property in VNN-LIB 2.0
+    that `lrai check CERTIFICATE ORIGINAL SERVED PROPERTY` needs. Raises as `compare`.
+    """
+    text = is_close(box, read_onnx(original), read_onnx(served), limit)
+    network, subject, parts = parse_vnnlib2(text, (original, served))
+    search = SearchSettings(settings.timeout_s, settings.arithmetic, parts)
+    return verify(network, subject, search), text
 
 
 def _check_runtime(path: Path, network: Network, box: InputBox) -> None:

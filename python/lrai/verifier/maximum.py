@@ -41,7 +41,7 @@ class MaximumSettings:
     """The search ends when the upper bound is at most this multiple of the lower one."""
     epsilon: float | None = None
     """A limit to decide: the bounds are to lie on one side of it, and below it need no precision
-    beyond a tenth of it."""
+    beyond half of it."""
     max_boxes: int = 200_000
     """Open boxes held in memory."""
     seed: int = 0
@@ -202,7 +202,7 @@ class _Search:
         epsilon = self._settings.epsilon
         if epsilon is None or self._best > epsilon:
             return precise
-        return max(min(precise, epsilon), 0.1 * epsilon)
+        return max(min(precise, epsilon), 0.5 * epsilon)
 
     def _branch(self, pool: _Pool) -> str:
         while len(pool):
