@@ -560,6 +560,13 @@ def test_a_damaged_file_is_read_or_refused(
         assert "hint: " in str(error)  # noqa: PT017 - some damage does no harm
 
 
+def test_weights_in_another_file_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(CASES["matmul"], path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    with pytest.raises(UnsupportedOperatorError, match="other files"):
+        read_onnx(path)
+
+
 @pytest.mark.parametrize("content", [b"", b"junk" * 100, None])
 def test_a_file_that_is_no_model_is_refused(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
