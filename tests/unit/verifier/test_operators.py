@@ -562,7 +562,9 @@ def test_a_damaged_file_is_read_or_refused(
 
 def test_weights_in_another_file_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    onnx.save(CASES["matmul"], path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(CASES["matmul"])
+    onnx.save(proto, path, save_as_external_data=True, location="w.bin", size_threshold=0)
     with pytest.raises(UnsupportedOperatorError, match="other files"):
         read_onnx(path)
 
