@@ -181,8 +181,7 @@ class Bounds:
     def _error(self, index: int, deployed: Array, own: Array) -> Array:
         """The error term e of the module's docstring."""
         node = self.network.nodes[index]
-        sizes = node.size + sum(self.network.sizes(node.inputs))
-        error = gamma(sizes + len(self.network.nodes) + 16, UNIT64) * own
+        error = self.graph.rounding[index] * own
         terms = node.operator.terms if node.operator is not None else 0
         if terms and self.arithmetic == "float32":
             error += (1.01 * gamma(terms, UNIT32)) * deployed + terms * _UNDERFLOW32

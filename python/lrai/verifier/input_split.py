@@ -34,7 +34,7 @@ _BEST_FIRST = 200_000
 _STEPS = 12
 _CHASED, _CHASE_STEPS = 64, 8
 """Points of a batch that go downhill, and how far."""
-_STEP_S = 0.15
+_STEP_S = 0.25
 _TRIED = 64
 """Optimised boxes without a proof that make a worse bound hopeless."""
 _EASY = 2000

@@ -38,7 +38,7 @@ def minimiser(regions: Regions, bounds: Bounds, coefficients: Array) -> Array:
     return np.where(coefficients >= 0, lower, upper)
 
 
-def replay(bounds: Bounds, regions: Regions, choice: Choice, trace: Trace) -> list[Array]:
+def replay(bounds: Bounds, regions: Regions, trace: Trace) -> list[Array]:
     """The value of every node `(R, size)` at the minimiser, along the lines of the bound."""
     assert trace.coefficients is not None
     x = minimiser(regions, bounds, trace.coefficients)
@@ -52,11 +52,9 @@ def replay(bounds: Bounds, regions: Regions, choice: Choice, trace: Trace) -> li
         if rows is None:
             values.append(node.operator.evaluate(*inputs))
         elif isinstance(node.operator, Elementwise):
-            planes = bounds.planes(index, regions, choice)
-            above = rows >= 0
-            slope = np.where(above, planes.lower_slope, planes.upper_slope)
-            constant = np.where(above, planes.lower_constant, planes.upper_constant)
-            values.append(slope * inputs[0] + constant)
+            lines, sign = trace.lines[index], np.where(rows >= 0, 1.0, -1.0)
+            slope = lines.slope + sign * lines.half_slope
+            values.append(slope * inputs[0] + lines.constant + sign * lines.half_constant)
         else:
             boxes = tuple(regions.boxes[source] for source in node.inputs)
             values.append(node.operator.replay(rows, boxes, inputs))
@@ -81,7 +79,7 @@ def improve(
         lower = bounds.lower(rounded, regions, None, choice, trace)
         _keep(best, lower, rounded, slopes)
         if step + 1 < steps:
-            values = replay(bounds, regions, choice, trace)
+            values = replay(bounds, regions, trace)
             rate = 1 / (1 + step / 2)
             current = _reweigh(current, values[bounds.network.outputs[0]], 1.5 * rate)
             slopes = {

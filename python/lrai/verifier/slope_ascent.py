@@ -90,7 +90,7 @@ def ascend(bounds: Bounds, regions: Regions, rows: Array, start: Start, steps: S
         hopeless = step == 3 and worst + 2 * (worst - first) < 0 and bool(betas)
         if worst > MARGIN or step + 1 == steps.count or hopeless:
             break
-        values = replay(bounds, regions, choice, trace)
+        values = replay(bounds, regions, trace)
         rate = steps.decay**step
         for relu in relus:
             z = values[sources[relu]]

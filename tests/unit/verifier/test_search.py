@@ -167,7 +167,7 @@ def test_the_replay_is_the_derivative_of_the_bound():
     row, trace = np.array([[0.3, -0.4, 0.3]]), Trace()
     choice = Choice(slopes)
     before = bounds.lower(row, regions, None, choice, trace)[0]
-    values = replay(bounds, regions, choice, trace)
+    values = replay(bounds, regions, trace)
     for output in range(3):
         moved = row.copy()
         moved[0, output] += 1e-6
