@@ -53,8 +53,8 @@ def solve(
     verdict = verify(network, subject, settings, progress)
     if verdict.answer == "unsat" and verdict.certificate is None:
         # Nobody could prove it again, so it is not called proved.
-        why = verdict.reason or "an operator that the checker does not cover"
-        verdict = replace(verdict, answer="unknown", reason=f"bounded, without certificate: {why}")
+        why = verdict.reason or "bounded, without a certificate"
+        verdict = replace(verdict, answer="unknown", reason=why)
     return replace(verdict, seconds=time.monotonic() - start)
 
 
