@@ -27,6 +27,8 @@ _STARTS, _STEPS = 64, 40
 # The second network costs as much as two splits; it has to lower a bound as two splits would. It
 # is asked again after so many batches, about so many boxes.
 _WORTH, _EVERY, _TRIAL = 0.7, 16, 8
+# Where a network has many inputs, a split lowers its bounds by little.
+_WORTH_OF_MANY: Final = 0.99
 # Batches that take longer become smaller, so that the time-out is kept, and grow again after.
 _LONG_S: Final = 0.8
 
@@ -243,10 +245,11 @@ class _Search:
         if trace.coefficients is None or not len(row):
             return _Bounded(box, bounds, np.zeros(len(middle), np.intp), middle)
         corners = np.where(trace.coefficients > 0, box.lower[region], box.upper[region])
-        axis = self._choose(box, regions, trace, _last_of(region, found, len(middle)))
         shared = regions.boxes[: self._shared]
         for other in self._bounds[1:]:
             self._improve(other, box, shared, bounds)
+        worst = _last_of(region, bounds[region, row], len(middle))
+        axis = self._choose(box, regions, trace, worst)
         return _Bounded(box, bounds, axis, np.concatenate([middle, corners]))
 
     def _improve(self, other: Bounds, box: Box, shared: list[Box], bounds: Array) -> None:
@@ -265,7 +268,8 @@ class _Search:
         regions = other.regions(box.take(few), [part.take(few) for part in shared])
         found = _or_infinite(-other.lower(-self._rows[row], regions, region))
         bounds[region, row] = np.minimum(bounds[region, row], found)
-        self._helps = bool(np.mean(bounds[:count].max(axis=1) < _WORTH * before) > 0.5)
+        worth = _WORTH if self._network.input_size <= _FEW_INPUTS else _WORTH_OF_MANY
+        self._helps = bool(np.mean(bounds[:count].max(axis=1) < worth * before) > 0.5)
 
     # ---- branching -----------------------------------------------------------------------------
 
