@@ -20,7 +20,7 @@ Feeds = dict[str, NDArray[Any]]
 Engine = Callable[[Feeds], list[NDArray[Any]]]
 
 # ONNX's numbers of the floating-point types that a float32 value fits into exactly.
-_DTYPES: Final = {1: np.float32, 11: np.float64}
+_DTYPES: Final[dict[int, type[np.floating[Any]]]] = {1: np.float32, 11: np.float64}
 
 
 @dataclass(frozen=True)
@@ -157,5 +157,7 @@ def _onnxruntime(path: Path) -> Engine:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    # Without it, int8 weights behind DequantizeLinear make onnxruntime round activations to 8 bits.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda feeds: list(session.run(None, feeds))
