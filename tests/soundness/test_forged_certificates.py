@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import zipfile
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -273,3 +274,52 @@ def test_a_network_beside_itself_is_proved_equal_again(proved, bench):
     verdict.certificate.write(bench.folder / "proof")
     result = check(bench.folder / "proof", [model], subject)
     assert result.accepted, result.reason
+
+
+@pytest.fixture(scope="module")
+def split_neurons(module_bench):
+    """A network with too many inputs to split: its certificate splits neurons."""
+    rng = np.random.default_rng(3)
+    sizes = (20, 14, 10, 1)
+    layers = [
+        (rng.normal(size=pair) / np.sqrt(pair[0]), rng.normal(size=pair[1]) / 4)
+        for pair in pairwise(sizes)
+    ]
+    model = module_bench.dense(layers, name="wide")
+    text = "(>= Y_0 0.95)"
+    subject = module_bench.property(text, [-1.0] * 20, [1.0] * 20, 1, "wide")
+    verdict = module_bench.decide(model, subject)
+    assert verdict.answer == "unsat", verdict
+    path = module_bench.folder / "wide-proof"
+    verdict.certificate.write(path)
+    return path, model, subject
+
+
+def test_a_tree_of_neurons_is_proved_again(split_neurons):
+    path, model, subject = split_neurons
+    result = check(path, [model], subject)
+    assert result.accepted, result.reason
+    assert (Proof(path).array("axis") < -1).any()
+
+
+@pytest.mark.parametrize(
+    "forgery",
+    [
+        edit("betas", 0, -1.0),
+        edit("betas", 0, np.nan),
+        lambda proof: proof.put("betas", proof.array("betas")[:-1]),
+        lambda proof: proof.put("betas", []),
+        lambda proof: proof.put("slopes", proof.array("slopes")[:-1]),
+        lambda proof: proof.put("axis", np.where(proof.array("axis") < -1, -2, -1)),
+        lambda proof: proof.put("axis", np.where(proof.array("axis") < -1, -26, -1)),
+        drop_last_leaf,
+    ],
+)
+def test_a_changed_tree_of_neurons_is_refused(split_neurons, tmp_path, forgery):
+    path, model, subject = split_neurons
+    proof = Proof(path)
+    forgery(proof)
+    proof.write(tmp_path / "forged")
+    result = check(tmp_path / "forged", [model], subject)
+    assert not result.accepted
+    assert result.reason
