@@ -5,6 +5,7 @@ with optimised slopes and split multipliers (beta-CROWN, Wang et al. 2021). Betw
 gradient descent looks for a counterexample, from fresh points and from minimisers of the bounds.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,13 @@ import numpy as np
 from lrai.verifier.attack import Attack, AttackSettings
 from lrai.verifier.backward import Choice, Trace
 from lrai.verifier.bounds import Arithmetic
-from lrai.verifier.branching import choose
+from lrai.verifier.branching import candidates
 from lrai.verifier.certificate import Tree
 from lrai.verifier.network import Array, Network
 from lrai.verifier.property import Case
 from lrai.verifier.regions import Index
 from lrai.verifier.relu_bounds import Region, ReluBox, Signs
-from lrai.verifier.slope_ascent import MARGIN, Ascended, Levels, Start, Steps, ascend
+from lrai.verifier.slope_ascent import MARGIN, Ascended, Levels, Multipliers, Start, Steps, ascend
 from lrai.verifier.verdict import Witness
 
 Confirm = Callable[[Case, Array], Witness | None]
@@ -30,6 +31,8 @@ _ATTACK: Final = AttackSettings(starts=120, steps=50)
 _ATTACK_S, _ATTACK_SHARE = 1.5, 0.15
 """Descent gets this much time at first, and then this share of all time."""
 _QUICK, _LONG = Steps(12), Steps(300, 0.1, 0.1, 0.99)
+_CANDIDATES: Final = 4
+_LEAST_GAIN: Final = 1e-6
 _MAX_REALS: Final = 64
 
 
@@ -44,7 +47,7 @@ class _Open:
     """Split neurons from the root."""
     slopes: Levels
     """`(claims, H)`: where the ascent begins, as the betas."""
-    betas: Array
+    betas: Multipliers
     bound: float
     """The worst bound of its parent."""
 
@@ -136,7 +139,7 @@ class ReluSplit:
         best = lower.argmax(axis=1) if count else np.zeros(0, np.intp)
         self._weights[np.arange(len(best)), best] = 1.0
         levels = np.tile(box.default_levels(region), (len(self.cases), 1))
-        none = np.zeros(levels.shape, np.float32)
+        none: Multipliers = np.zeros(levels.shape, np.float32)
         signs = np.zeros(box.hidden, np.int8)
         self._stack = [_Open(0, signs, (), levels, none, -np.inf)]
 
@@ -147,11 +150,11 @@ class ReluSplit:
             self._close(one, np.inf)
             return None
         found = self._bound(self._box, region, one, _QUICK)
-        neuron: int | None = None
+        neurons: Index = np.zeros(0, np.intp)
         if found.bound.min() <= MARGIN:
             rows, worst = self._traced(region, one.signs, found)
-            neuron = choose(self._box, region, rows)
-            if neuron is None:
+            neurons = candidates(self._box, region, rows, _CANDIDATES)
+            if not len(neurons):
                 found = self._bound(self._box, region, self._moved(one, found), _LONG)
             else:
                 self._seen = [*self._seen[-7:], found.x[worst]]
@@ -161,11 +164,40 @@ class ReluSplit:
         moved, bound = self._moved(one, found), float(found.bound.min())
         if bound > MARGIN:
             self._close(moved, bound)
-        elif neuron is None:
+        elif not len(neurons):
             self._stuck.append(moved)
         else:
-            self._split(moved, neuron)
+            self._split(moved, self._best(moved, neurons, found.bound))
         return None
+
+    def _best(self, one: _Open, neurons: Index, bound: Array) -> int:
+        """The neuron whose split gains most, by one look at both sides (Bunel et al. 2020).
+
+        The product of the gains prefers splits that help on both sides.
+        """
+        if len(neurons) == 1:
+            return int(neurons[0])
+        claims = np.flatnonzero(bound <= MARGIN)
+        worst = float(bound.min())
+        gains = [
+            math.prod(
+                max(self._look(one, neuron, sign, claims) - worst, -_LEAST_GAIN * worst)
+                for sign in (1, -1)
+            )
+            for neuron in neurons
+        ]
+        return int(neurons[np.argmax(gains)])
+
+    def _look(self, one: _Open, neuron: int, sign: int, claims: Index) -> float:
+        """The worst bound on one side of a split, at most 0, with the slopes of its parent."""
+        child = self._child(one, 0, int(neuron), sign)
+        region = self._box.region(child.signs)
+        if region is None:
+            return 0.0
+        bounds = self._box.bounds
+        start = self._start(child, claims)
+        found = ascend(bounds, bounds.relax(region.boxes), self._weights[claims], start, Steps(1))
+        return min(float(found.bound.min()), 0.0)
 
     def _bound(self, box: ReluBox, region: Region, one: _Open, steps: Steps) -> Ascended:
         """Bound all claims: with what the parent chose, then better where that is not enough."""
@@ -210,7 +242,7 @@ class ReluSplit:
         choice = Choice(
             {relu: found.slopes[relu][rest] / 255.0 for relu in box.relus},
             {
-                box.sources[relu]: -values[rest] * signs[box.slices[relu]].astype(np.float64)
+                box.sources[relu]: -values[rest].astype(np.float64) * signs[box.slices[relu]]
                 for relu, values in found.betas.items()
             },
         )
@@ -221,15 +253,18 @@ class ReluSplit:
     def _split(self, one: _Open, neuron: int) -> None:
         children = self.tree.split(one.node, -2 - int(self._kept[neuron]))
         for node, sign in zip(children, (-1, 1), strict=True):
-            signs = one.signs.copy()
-            signs[neuron] = sign
-            path = (*one.path, neuron)
-            self._stack.append(_Open(node, signs, path, one.slopes, one.betas, one.bound))
+            self._stack.append(self._child(one, node, neuron, sign))
+
+    def _child(self, one: _Open, node: int, neuron: int, sign: int) -> _Open:
+        signs = one.signs.copy()
+        signs[neuron] = sign
+        return _Open(node, signs, (*one.path, neuron), one.slopes, one.betas, one.bound)
 
     def _close(self, one: _Open, bound: float) -> None:
         slopes = np.zeros((len(self.cases), self._hidden), np.uint8)
         slopes[:, self._kept] = one.slopes
-        self.tree.close(one.node, self._weights, slopes, one.betas[:, list(one.path)])
+        betas = one.betas[:, list(one.path)].astype(np.float64)
+        self.tree.close(one.node, self._weights, slopes, betas)
         self.share += 2.0 ** -len(one.path)
         self.worst = min(self.worst, bound)
 
