@@ -1,6 +1,5 @@
 """The largest absolute value of a network's outputs over a box, between two bounds."""
 
-import heapq
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from lrai.verifier.attack import gradients
 from lrai.verifier.backward import Trace
+from lrai.verifier.best_first import BestFirst, BoundedBoxes, halve
 from lrai.verifier.bounds import Arithmetic, Bounds
 from lrai.verifier.network import Network
 from lrai.verifier.operators.base import Array, Box, Elementwise, Linear
@@ -66,80 +66,6 @@ class Maximum:
     """Why the two are further apart than was asked; empty where they are not."""
 
 
-@dataclass
-class _Pool:
-    """Open boxes, the one with the largest bound first; closed ones leave their bounds."""
-
-    closed: Array
-    """`(2 n_out,)`."""
-
-    def __post_init__(self) -> None:
-        self._heap: list[tuple[float, int]] = []
-        self._boxes: dict[int, _Open] = {}
-        self._count = 0
-
-    def __len__(self) -> int:
-        return len(self._heap)
-
-    @property
-    def bounds(self) -> Array:
-        """`(2 n_out,)`: over open and closed boxes."""
-        found = [self.closed, *(box.bounds for box in self._boxes.values())]
-        return np.asarray(np.stack(found).max(axis=0))
-
-    @property
-    def top(self) -> float:
-        """The largest bound."""
-        return max(-self._heap[0][0] if self._heap else 0.0, float(self.closed.max()))
-
-    def add(self, found: "_Bounded", target: float) -> None:
-        box = found.box
-        rows = zip(box.lower, box.upper, found.bounds, found.axis, strict=True)
-        for lower, upper, bounds, axis in rows:
-            largest = float(bounds.max())
-            if largest <= target:
-                self.closed = np.maximum(self.closed, bounds)
-                continue
-            self._boxes[self._count] = _Open(lower, upper, bounds, int(axis))
-            heapq.heappush(self._heap, (-largest, self._count))
-            self._count += 1
-
-    def take(self, count: int, target: float) -> list["_Open"]:
-        taken: list[_Open] = []
-        while self._heap and len(taken) < count:
-            box = self._boxes.pop(heapq.heappop(self._heap)[1])
-            if box.bounds.max() <= target:
-                self.closed = np.maximum(self.closed, box.bounds)
-            else:
-                taken.append(box)
-        return taken
-
-
-@dataclass(frozen=True)
-class _Open:
-    """A box whose bound is still too large."""
-
-    lower: Array
-    upper: Array
-    bounds: Array
-    """`(2 n_out,)`."""
-    axis: int
-    """Where to halve it."""
-
-
-@dataclass(frozen=True)
-class _Bounded:
-    """N boxes and what is known of them."""
-
-    box: Box
-    bounds: Array
-    """`(N, 2 n_out)`."""
-    axis: NDArray[np.intp]
-    """`(N,)`."""
-    points: Array
-    """`(M, n_in)`: where the bounds may be attained."""
-
-
 def maximise(
     networks: Sequence[Network],
     box: tuple[Array, Array],
@@ -180,7 +106,7 @@ class _Search:
         start = time.monotonic()
         self._climb()
         root = Box(self._lower[None], self._upper[None])
-        pool = _Pool(np.full(len(self._rows), -np.inf))
+        pool = BestFirst(np.full(len(self._rows), -np.inf))
         infinite = np.full((1, len(self._rows)), np.inf)
         pool.add(self._bound(root, infinite), self._target)
         reason = self._branch(pool)
@@ -206,7 +132,7 @@ class _Search:
             return precise
         return max(min(precise, epsilon), 0.5 * epsilon)
 
-    def _branch(self, pool: _Pool) -> str:
+    def _branch(self, pool: BestFirst) -> str:
         while len(pool):
             if time.monotonic() > self._end:
                 return f"the time of {self._settings.timeout_s:g} s is over"
@@ -216,7 +142,7 @@ class _Search:
             taken = pool.take(self._batch, self._target)
             if not taken:
                 break
-            children = _halve(taken)
+            children = halve(taken)
             known = np.repeat(np.stack([box.bounds for box in taken]), 2, axis=0)
             if children is None:
                 pool.closed = np.maximum(pool.closed, known.max(axis=0))
@@ -233,7 +159,7 @@ class _Search:
 
     # ---- upper bounds --------------------------------------------------------------------------
 
-    def _bound(self, box: Box, known: Array) -> _Bounded:
+    def _bound(self, box: Box, known: Array) -> BoundedBoxes:
         """Bounds that are never above the known ones, and where to halve the boxes next."""
         self._boxes += len(box.lower)
         region, row = np.nonzero(known > self._target)
@@ -243,14 +169,14 @@ class _Search:
         bounds[region, row] = np.minimum(known[region, row], _or_infinite(found))
         middle = (box.lower + box.upper) / 2
         if trace.coefficients is None or not len(row):
-            return _Bounded(box, bounds, np.zeros(len(middle), np.intp), middle)
+            return BoundedBoxes(box, bounds, np.zeros(len(middle), np.intp), middle)
         corners = np.where(trace.coefficients > 0, box.lower[region], box.upper[region])
         shared = regions.boxes[: self._shared]
         for other in self._bounds[1:]:
             self._improve(other, box, shared, bounds)
         worst = _last_of(region, bounds[region, row], len(middle))
         axis = self._choose(box, regions, trace, worst)
-        return _Bounded(box, bounds, axis, np.concatenate([middle, corners]))
+        return BoundedBoxes(box, bounds, axis, np.concatenate([middle, corners]))
 
     def _improve(self, other: Bounds, box: Box, shared: list[Box], bounds: Array) -> None:
         """Lower the bounds by those of another network where that pays; now and then, see if."""
@@ -352,21 +278,6 @@ class _Search:
 
     def _point(self, x: Array) -> NDArray[np.float32] | None:
         return float32_inside(x, self._lower, self._upper)
-
-
-def _halve(taken: Sequence[_Open]) -> Box | None:
-    """Both halves of each box, next to each other; None where float64 has no middle."""
-    count = np.arange(len(taken))
-    lower = np.repeat(np.stack([box.lower for box in taken]), 2, axis=0)
-    upper = np.repeat(np.stack([box.upper for box in taken]), 2, axis=0)
-    axis = np.array([box.axis for box in taken])
-    low, high = lower[2 * count, axis], upper[2 * count, axis]
-    middle = (low + high) / 2
-    if not ((low < middle) & (middle < high)).all():
-        return None
-    upper[2 * count, axis] = middle
-    lower[2 * count + 1, axis] = middle
-    return Box(lower, upper)
 
 
 def _last_of(region: NDArray[np.intp], found: Array, count: int) -> NDArray[np.intp]:
