@@ -323,3 +323,19 @@ def test_a_changed_tree_of_neurons_is_refused(split_neurons, tmp_path, forgery):
     result = check(tmp_path / "forged", [model], subject)
     assert not result.accepted
     assert result.reason
+
+
+def test_a_proof_over_the_reals_is_no_proof_for_float32(bench):
+    # y = 2**25 x + x - 2**25 x: over the reals x, in float32 whatever the order makes of it.
+    layers = [(np.ones((1, 3)), np.zeros(3)), ([[2.0**25], [1.0], [-(2.0**25)]], [0.0])]
+    model = bench.dense(layers)
+    subject = bench.property("(<= Y_0 0.5)", [1.0], [1.5], 1)
+    verdict = bench.decide(model, subject, "real")
+    assert verdict.answer == "unsat"
+    path = bench.folder / "proof"
+    verdict.certificate.write(path)
+    assert check(path, [model], subject).accepted
+    proof = Proof(path)
+    proof.header(arithmetic="float32")
+    proof.write(path)
+    assert "does not close" in check(path, [model], subject).reason

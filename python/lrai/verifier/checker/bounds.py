@@ -36,8 +36,9 @@ class State:
     lower: Array
     upper: Array
     error: Array
-    """`(slots,)`: how far values may be from their sums, in all regions; of inputs, what rounding
-    costs there."""
+    """`(slots,)`: how far values of any region may be from their sums; of inputs, what rounding
+    costs there.
+    """
     below: Array
     """Slope of the lower line through zero."""
     above: Array

@@ -73,10 +73,8 @@ class _Run:
             raise RefusedError("the certificate is about another model")
         if header["property"] != hashlib.sha256(text).hexdigest():
             raise RefusedError("the certificate is about another property")
-        graph, is_float32 = (
-            read_models([models[model] for model in query.models]),
-            header["arithmetic"] == "float32",
-        )
+        is_float32 = header["arithmetic"] == "float32"
+        graph = read_models([models[model] for model in query.models])
         if query.shared is not None:
             graph = _share(graph, query.shared)
         inputs, outputs = graph.inputs.size, graph.outputs.size
