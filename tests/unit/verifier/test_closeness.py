@@ -175,3 +175,29 @@ def test_a_model_that_onnxruntime_would_change_is_refused(tmp_path):
     f = mlp(tmp_path / "f.onnx", [([[0.3]], [0.0])])
     with pytest.raises(UnsupportedError, match=r"float weights of node dense .*hint: "):
         compare(f, q, unit_box(1), ABSOLUTE)
+
+
+def test_a_search_that_would_hold_too_many_boxes_says_so(tmp_path):
+    layers = random_layers(2, (6, 40, 40, 3))
+    network = read_onnx(mlp(tmp_path / "f.onnx", layers))
+    found = maximise(
+        (network,),
+        (-np.ones(6), np.ones(6)),
+        lambda x: np.abs(network.evaluate(x[None].astype(np.float64))[0]),
+        MaximumSettings(timeout_s=20, precision=1.0001, max_boxes=100),
+    )
+    assert found.reason == "more than 100 boxes are open"
+    assert found.lower <= found.upper
+
+
+def test_every_output_has_a_bound_of_its_own(tmp_path):
+    # |y_0| <= 1 and |y_1| <= 3: the search ends with the larger one, but both are reported.
+    network = read_onnx(mlp(tmp_path / "f.onnx", [(np.diag([1.0, 3.0]), np.zeros(2))]))
+    found = maximise(
+        (network,),
+        (-np.ones(2), np.ones(2)),
+        lambda x: np.abs(network.evaluate(x[None].astype(np.float64))[0]),
+        MaximumSettings(timeout_s=20),
+    )
+    assert found.uppers == pytest.approx([1, 3], rel=1e-5)
+    assert found.lower == 3
