@@ -235,7 +235,7 @@ class _Search:
                 if index in rows:
                     gap *= np.abs(rows[index])
                     shares = before / np.maximum(before.sum(axis=1, keepdims=True), 1e-300)
-                    total += np.einsum("ndk,nk->nd", shares, gap)
+                    total += np.einsum("bdk,bk->bd", shares, gap)
                 jacobian = jacobians[node.inputs[0]] * planes.upper_slope[:, None]
             else:
                 jacobian = np.zeros((*width.shape, node.size))
