@@ -15,8 +15,9 @@ import numpy as np
 from lrai.verifier.checker.graph import MAX_ELEMENTS, Builder, Graph, RefusedError, Slots
 
 _MOVES: Final = {
-    *("Concat", "Dropout", "Flatten", "Gather", "Identity", "Reshape", "Shape", "Slice"),
-    *("Squeeze", "Transpose", "Unsqueeze"),
+    *("Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "GatherElements"),
+    *("Identity", "Reshape", "Shape", "Slice", "SpaceToDepth", "Squeeze", "Tile", "Transpose"),
+    "Unsqueeze",
 }
 _FOLDED: Final = _MOVES | {"Add", "Cast", "Constant", "DequantizeLinear", "Div", "Mul", "Sub"}
 _SLACK: Final = 2.0**-20
@@ -293,6 +294,7 @@ _NODES: Final[dict[str, Callable[..., Any]]] = {
     "MatMul": _matmul,
     "MaxPool": lambda builder, found, x: _pool(builder, found, x, "MaxPool"),
     "Mul": lambda builder, _, x, y: _arithmetic(builder, "Mul", x, y),
+    "Neg": lambda builder, _, x: builder.scale(x.slots, (-1.0, 0.0, 0.0), 0, x.is_single),
     "QuantizeLinear": _quantize,
     "Relu": lambda builder, _, x: builder.relu(x.slots, is_hidden=True),
     "Sub": lambda builder, _, x, y: _arithmetic(builder, "Sub", x, y),
