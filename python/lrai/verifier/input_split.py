@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lrai.verifier.attack import Objective
 from lrai.verifier.backward import Trace
+from lrai.verifier.blame import blame
 from lrai.verifier.bounds import Arithmetic, Bounds, conditions
 from lrai.verifier.certificate import Tree
 from lrai.verifier.frontier import Frontier
@@ -118,7 +119,7 @@ class InputSplit:
 
     def step(self, confirm: Confirm) -> Witness | None:
         """Bound one batch, close or split each of its boxes; a witness ends the search."""
-        begin = time.monotonic()
+        begin = time.thread_time()
         box, nodes = self.frontier.pop(self.batch)
         self.boxes += len(nodes)
         regions = self.bounds.regions(box)
@@ -140,10 +141,14 @@ class InputSplit:
             assert trace.coefficients is not None
             points = np.where(trace.coefficients >= 0, box.lower, box.upper)
             witness = self._look(points, (box.lower + box.upper) / 2, claim, confirm)
-            score = self._score(regions, trace, box.upper - box.lower)
-            score[box.lower >= box.upper] = -1
+            widths = box.upper - box.lower
+            if regions.forms:
+                score = blame(self.bounds.network, regions, trace)
+            else:
+                score = np.abs(trace.coefficients) * widths
+            score = np.where(widths > 0, score + np.finfo(np.float64).tiny * widths, -1)
             self._split(box, nodes[rest], bound[rest], score.argmax(axis=1))
-        self._pace(time.monotonic() - begin)
+        self._pace(time.thread_time() - begin)
         return witness
 
     def _pace(self, seconds: float) -> None:
@@ -195,8 +200,9 @@ class InputSplit:
         """Learn from which bounds on it pays to optimise: twice the worst that it proved lately."""
         if len(proved):
             worst = 2 * float(np.quantile(proved, 0.02))
-            known = np.isfinite(self._reach)
-            self._reach = 0.9 * self._reach + 0.1 * worst if known else worst
+            self._reach = min(worst, 0.98 * self._reach) if np.isfinite(self._reach) else worst
+        elif np.isfinite(self._reach):
+            self._reach *= 0.95
         elif len(tried) >= _TRIED:
             self._reach = float(np.quantile(tried, 0.75))
 
@@ -223,29 +229,6 @@ class InputSplit:
             if witness is not None:
                 return witness
         return None
-
-    def _score(self, regions: Regions, trace: Trace, widths: Array) -> Array:
-        """`(N, n_in)`: the looseness of the bound that each input is to blame for.
-
-        What an elementwise node loses is its row times the distance of its lines, and is divided
-        among the inputs as they move the node.
-        """
-        assert trace.coefficients is not None
-        if not regions.forms:
-            return np.abs(trace.coefficients) * widths
-        total = np.zeros((len(regions.errors[0]), self.bounds.network.input_size))
-        for index, node in enumerate(self.bounds.network.nodes):
-            lines, rows = regions.lines[index], trace.rows.get(index)
-            if lines is None or rows is None:
-                continue
-            box = regions.boxes[node.inputs[0]]
-            ends = [lines.half_slope * x + lines.half_constant for x in (box.lower, box.upper)]
-            lost = np.maximum(np.abs(ends[0]), np.abs(ends[1]))
-            lost *= np.abs(rows)
-            moves = np.abs(regions.forms[node.inputs[0]][:, 1:])
-            lost /= np.maximum(moves.sum(axis=1), np.finfo(np.float64).tiny)
-            total += np.matmul(moves, lost[:, :, None])[:, :, 0]
-        return total + np.finfo(np.float64).tiny * widths
 
     def _split(self, box: Box, nodes: Index, bound: Array, axis: Index) -> None:
         rows = np.arange(len(nodes))
