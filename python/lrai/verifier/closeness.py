@@ -96,26 +96,7 @@ def compare(
     InvalidInputError where they do not fit each other, or where the original is zero everywhere, so
     that nothing is relative to it, and UnsupportedError where onnxruntime would change the model.
     """
-    for path in (original, served):
-        if node := changed_by_runtime(path):
-            raise UnsupportedError(
-                f"onnxruntime quantises the float weights of node {node} of {path} by itself",
-                "put DequantizeLinear before weights and bias, as onnxruntime's quantizer does",
-            )
-    f, q = read_onnx(original), read_onnx(served)
-    if f.input_size != q.input_size or f.output_size != q.output_size:
-        raise InvalidInputError(
-            f"{original} maps {f.input_size} elements to {f.output_size}, "
-            f"{served} {q.input_size} to {q.output_size}",
-            "compare a model with a variant of itself",
-        )
-    box = region
-    if isinstance(box, Path):
-        box = read_box(box, f.input_size, f.output_size)
-    if len(box.lower) != f.input_size:
-        raise InvalidInputError(f"the box has {len(box.lower)} elements, {original} {f.input_size}")
-    for path, network in ((original, f), (served, q)):
-        _check_runtime(path, network, box)
+    f, q, box = _read(original, served, region)
     replays = _Answers(Replay([Part(original)]), Replay([Part(served)]))
     scale = _scale(f, box, replays, settings)
     epsilons = settings.epsilon * scale.lower, settings.epsilon * scale.upper
@@ -143,10 +124,38 @@ def prove(
     Returns the verdict, with a certificate where it is `unsat`, and the property in VNN-LIB 2.0
     that `lrai check CERTIFICATE ORIGINAL SERVED PROPERTY` needs. Raises as `compare`.
     """
-    text = is_close(box, read_onnx(original), read_onnx(served), limit)
+    f, q, box = _read(original, served, box)
+    text = is_close(box, f, q, limit)
     network, subject, parts = parse_vnnlib2(text, (original, served))
     search = SearchSettings(settings.timeout_s, settings.arithmetic, parts)
     return verify(network, subject, search), text
+
+
+def _read(
+    original: Path, served: Path, region: Path | InputBox
+) -> tuple[Network, Network, InputBox]:
+    """Both networks and the box, after every reason to refuse them."""
+    for path in (original, served):
+        if node := changed_by_runtime(path):
+            raise UnsupportedError(
+                f"onnxruntime quantises the float weights of node {node} of {path} by itself",
+                "put DequantizeLinear before weights and bias, as onnxruntime's quantizer does",
+            )
+    f, q = read_onnx(original), read_onnx(served)
+    if f.input_size != q.input_size or f.output_size != q.output_size:
+        raise InvalidInputError(
+            f"{original} maps {f.input_size} elements to {f.output_size}, "
+            f"{served} {q.input_size} to {q.output_size}",
+            "compare a model with a variant of itself",
+        )
+    box = region
+    if isinstance(box, Path):
+        box = read_box(box, f.input_size, f.output_size)
+    if len(box.lower) != f.input_size:
+        raise InvalidInputError(f"the box has {len(box.lower)} elements, {original} {f.input_size}")
+    for path, network in ((original, f), (served, q)):
+        _check_runtime(path, network, box)
+    return f, q, box
 
 
 def _check_runtime(path: Path, network: Network, box: InputBox) -> None:
