@@ -23,6 +23,7 @@ from lrai.verifier.property import Case
 from lrai.verifier.regions import Index
 from lrai.verifier.relu_bounds import Region, ReluBox, Signs
 from lrai.verifier.slope_ascent import MARGIN, Ascended, Levels, Multipliers, Start, Steps, ascend
+from lrai.verifier.smt import ask
 from lrai.verifier.verdict import Witness
 
 Confirm = Callable[[Case, Array], Witness | None]
@@ -165,9 +166,22 @@ class ReluSplit:
         if bound > MARGIN:
             self._close(moved, bound)
         elif not len(neurons):
-            self._stuck.append(moved)
+            return self._decide(moved, region, confirm)
         else:
             self._split(moved, self._best(moved, neurons, found.bound))
+        return None
+
+    def _decide(self, one: _Open, region: Region, confirm: Confirm) -> Witness | None:
+        """Ask Z3 where all neurons have signs: what is left is linear."""
+        for claim, members in enumerate(self._members):
+            exact = ask(self._box, region, np.flatnonzero(members))
+            if exact.is_proved:
+                continue
+            self._stuck.append(one)
+            return None if exact.point is None else confirm(self.cases[claim], exact.point)
+        self.tree.close_exactly(one.node)
+        self.share += 2.0 ** -len(one.path)
+        self.worst = min(self.worst, 0.0)
         return None
 
     def _best(self, one: _Open, neurons: Index, bound: Array) -> int:
