@@ -296,3 +296,25 @@ def test_a_search_reports_boxes_share_and_bound():
     assert search.open
     assert search.step(lambda _case, _x: None) is None
     assert (search.open, search.share, search.boxes) == (False, 1.0, 1)
+
+
+@pytest.mark.parametrize(("kind", "certified"), [(Relu, True), (Tanh, False)])
+def test_many_inputs_are_bounded_without_forms(kind, certified):
+    network = dense([20, 8, 1], 4, kind)
+    box = np.full(20, -0.1), np.full(20, 0.1)
+    verdict = verify(network, prop(case(*box, [1.0], -20.0)), SearchSettings(timeout_s=20))
+    assert (verdict.answer, verdict.certificate is not None) == ("unsat", certified)
+    middle = float(network.evaluate(np.zeros((1, 20)))[0, 0])
+    verdict = verify(network, prop(case(*box, [1.0], middle + 0.01)), SearchSettings(timeout_s=20))
+    assert verdict.answer == "sat"
+
+
+def test_many_inputs_without_relu_are_split():
+    network = dense([20, 8, 1], 4, Tanh)
+    x = np.random.default_rng(0).uniform(-1, 1, (4000, 20))
+    limit = float(network.evaluate(x).min()) - 1.0
+    open_property = prop(case(np.full(20, -1.0), np.full(20, 1.0), [1.0], limit))
+    verdict = verify(network, open_property, SearchSettings(open_boxes=50))
+    assert (verdict.answer, verdict.certificate) == ("unknown", None)
+    assert "too many boxes" in verdict.reason
+    assert verdict.boxes > 1
