@@ -5,7 +5,7 @@ deep network than anything else: one pass per region computes them again, with l
 were optimised once at the root (alpha-CROWN, Xu et al. 2021). A certificate then needs no boxes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -76,6 +76,12 @@ class ReluBox:
     def optimise(self, steps: Steps = _ROOT) -> Region:
         """Set `levels`: each neuron's bound at the root gets its own."""
         region = Region([], {})
+        for _ in self.optimising(region, steps):
+            pass
+        return region
+
+    def optimising(self, region: Region, steps: Steps = _ROOT) -> Iterator[int]:
+        """The same into an empty region, in turns: one for each Relu's node and kind of slopes."""
         for index, node in enumerate(self.network.nodes):
             if index not in self.slices:
                 region.boxes.append(self._interval(index, region))
@@ -87,9 +93,9 @@ class ReluBox:
                 neurons = _unstable(region.boxes[source])
                 found = self._tighten(index, region, neurons, Steps(count, steps.slope_rate))
                 self.levels[np.concatenate([neurons, self.hidden + neurons]) + part.start] = found
+                yield index
             self.levels[:, part] = _default_levels(region.boxes[source])
             region.boxes.append(_apply(node, region.boxes))
-        return region
 
     def region(self, signs: Signs) -> Region | None:
         """The region of some splits; None where it is found to be empty."""
@@ -175,6 +181,16 @@ class ReluBox:
     def _consumers(self, index: int) -> list[int]:
         return self.bounds.graph.consumers[index]
 
+    def _behind(self, index: int) -> set[int]:
+        """The nodes that a node depends on; in a product network these are not all before it."""
+        found: set[int] = set()
+        waiting = [index]
+        while waiting:
+            fresh = set(self.network.nodes[waiting.pop()].inputs) - found
+            found |= fresh
+            waiting += fresh
+        return found
+
     def _interval(self, index: int, region: Region) -> Box:
         node = self.network.nodes[index]
         if node.operator is None:
@@ -187,7 +203,8 @@ class ReluBox:
     def _tighten(self, relu: int, region: Region, neurons: Index, steps: Steps) -> Levels:
         """Bound a Relu's inputs by passes that start with `levels`; the best levels, `(2 k, H)`."""
         source, part = self.sources[relu], self.slices[relu]
-        earlier = [other for other in self.relus if other < source]
+        behind = self._behind(source)
+        earlier = [other for other in self.relus if other in behind]
         places = part.start + np.concatenate([neurons, self.hidden + neurons])
         levels: Levels = self.levels[places]
         if not len(neurons) or not earlier:

@@ -35,6 +35,8 @@ _QUICK, _LONG = Steps(12), Steps(300, 0.1, 0.1, 0.99)
 _CANDIDATES: Final = 4
 _LEAST_GAIN: Final = 1e-6
 _MAX_REALS: Final = 64
+MAX_HIDDEN: Final = 6_000
+"""Neurons of a network that it takes: the slopes of the root's bounds are 2 H^2 bytes."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,16 @@ class ReluSplit:
     """A search over cases that share one box of inputs; `step` until nothing is open."""
 
     def __init__(self, network: Network, cases: Sequence[Case], arithmetic: Arithmetic) -> None:
-        """Optimise the bounds of the root; nothing is decided yet."""
+        """Open the cases' box; the first steps bound its root."""
         self.cases = tuple(cases)
-        root = ReluBox.root(network, cases, arithmetic)
-        region = root.optimise()
-        self.tree = Tree(cases, root.hidden)
-        self.tree.refined = root.levels
-        self._hidden = root.hidden
-        self._box, self._kept = root.reduced(region)
+        self._box = ReluBox.root(network, cases, arithmetic)
+        self._kept = np.arange(self._box.hidden)
+        self._root = Region([], {})
+        self._turns = self._box.optimising(self._root)
+        self._is_ready = False
+        self.tree = Tree(cases, self._box.hidden)
+        self.tree.refined = self._box.levels
+        self._hidden = self._box.hidden
         counts = [len(case.offset) for case in cases]
         claim = np.repeat(np.arange(len(cases)), counts)
         self._members = claim == np.arange(len(cases))[:, None]
@@ -79,12 +83,11 @@ class ReluSplit:
         """Share of the regions that is proved; a split counts as two halves."""
         self.worst = np.inf
         """The smallest bound that closed a region."""
-        self._begin()
 
     @property
     def open(self) -> bool:
         """Whether there is work left."""
-        return bool(self._stack)
+        return not self._is_ready or bool(self._stack)
 
     @property
     def stuck(self) -> bool:
@@ -99,6 +102,8 @@ class ReluSplit:
     @property
     def bound(self) -> float:
         """The worst bound of an open region's parent; infinite where none is open."""
+        if not self._is_ready:
+            return -np.inf
         return min((one.bound for one in (*self._stack, *self._stuck)), default=np.inf)
 
     def step(self, confirm: Confirm) -> Witness | None:
@@ -108,6 +113,9 @@ class ReluSplit:
         if self._attack_s < _ATTACK_S + _ATTACK_SHARE * self._spent_s:
             witness = self._descend(confirm)
             self._attack_s += time.perf_counter() - start
+        while not self._is_ready and time.perf_counter() - start < _STEP_S:
+            if next(self._turns, None) is None:
+                self._begin()
         while witness is None and self._stack and time.perf_counter() - start < _STEP_S:
             witness = self._visit(self._stack.pop(), confirm)
         self._spent_s += time.perf_counter() - start
@@ -116,7 +124,7 @@ class ReluSplit:
     def holds_over_the_reals(self) -> bool:
         """Whether one look at all open regions proves them without the deployed rounding."""
         waiting = [*self._stack, *self._stuck]
-        if len(waiting) > _MAX_REALS:
+        if not self._is_ready or len(waiting) > _MAX_REALS:
             return False
         box = ReluBox(self._box.network, self._box.box, "real")
         box.levels = self._box.levels
@@ -130,6 +138,8 @@ class ReluSplit:
 
     def _begin(self) -> None:
         """Open the root, with the condition of each claim that is nearest to a proof."""
+        self._is_ready = True
+        self._box, self._kept = self._box.reduced(self._root)
         box = self._box
         region = box.region(np.zeros(box.hidden, np.int8))
         if region is None:

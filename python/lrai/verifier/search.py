@@ -17,7 +17,7 @@ from lrai.verifier.operators.product import Maximum
 from lrai.verifier.operators.quantize import FakeQuantize
 from lrai.verifier.operators.relu import Relu
 from lrai.verifier.property import Case, Property
-from lrai.verifier.relu_split import ReluSplit
+from lrai.verifier.relu_split import MAX_HIDDEN, ReluSplit
 from lrai.verifier.replay import Part, Replay, float32_inside
 from lrai.verifier.verdict import Answer, Progress, Verdict, Witness
 
@@ -81,8 +81,8 @@ class _Search:
         witness = self._attack() if few else None
         if witness is not None:
             return self._verdict("sat", witness)
-        splits = any(isinstance(node.operator, Relu) for node in self._network.nodes)
-        search = ReluSplit if splits and not few else InputSplit
+        relus = [n.size for n in self._network.nodes if isinstance(n.operator, Relu)]
+        search = ReluSplit if not few and 0 < sum(relus) <= MAX_HIDDEN else InputSplit
         arithmetic = self._settings.arithmetic
         self._groups = [search(self._network, group, arithmetic) for group in groups]
         return self._bound() or self._proved([group.tree for group in self._groups])
