@@ -113,6 +113,18 @@ NETWORKS = {
             "r": np.array([0, 0, 3]), "t": np.array([1, -1]),
         },
     ),
+    "moved in other ways": (
+        IMAGE,
+        [
+            n("SpaceToDepth", "x", "a", blocksize=2), n("Tile", "a i", "b"), n("Neg", "b", "c"),
+            n("Expand", "k s", "e"), n("Squeeze", "c j", "d"), n("Add", "d e", "f"),
+            n("Relu", "f", "y"),
+        ],
+        {
+            "i": np.array([1, 1, 2, 1]), "j": np.array([0]), "k": weights(8, 1, 1),
+            "s": np.array([8, 6, 3]),
+        },
+    ),
     "eight bits": (VECTOR, [*DENSE, *quantised(8, 0.02)[0]], DENSE_CONSTANTS | quantised(8, 0.02)[1]),
     "eight bits, saturated": (
         VECTOR, [*DENSE, *quantised(8, 0.001)[0]], DENSE_CONSTANTS | quantised(8, 0.001)[1],

@@ -150,7 +150,10 @@ def test_planes_of_an_element_hold_at_random_points(ends, row, has_relu, quantiz
     operator = ElementDifference(f, q)
     z, y = sorted(ends[:2]), sorted(ends[2:])
     random = np.random.default_rng(0)
-    points = np.stack([random.uniform(*z, 64), random.uniform(*y, 64)])
+    share = random.random((2, 64))
+    points = np.stack(
+        [low + part * (high - low) for (low, high), part in zip((z, y), share, strict=True)]
+    )
     gaps = points[0] - points[1]
     boxes = [(z[0], z[1]), (y[0], y[1]), (gaps.min(), gaps.max())]
     boxes = tuple(Box(np.array([[low]]), np.array([[high]])) for low, high in boxes)

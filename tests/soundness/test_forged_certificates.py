@@ -4,11 +4,13 @@ import hashlib
 import io
 import json
 import zipfile
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from lrai.verifier.checker import certificate, check
+from lrai.verifier.instance import Instance, solve
 
 KINDS = {
     **dict.fromkeys(("lower", "upper", "rows", "offset", "at", "weights"), "<f8"),
@@ -232,3 +234,108 @@ def test_a_file_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(
     result = check(tmp_path / "bomb", [model], subject)
     assert not result.accepted
     assert "unpacks" in result.reason
+
+
+TWO_NETWORKS = """(vnnlib-version <2.0>)
+(declare-network f (declare-input X float32 [1, 2]) (declare-output Y float32 [1, 2]))
+(declare-network g ({relation} f)
+  (declare-input V float32 [1, 2]) (declare-output W float32 [1, 2]))
+(assert (and (>= X[0,0] -1.0) (<= X[0,0] 1.0) (>= X[0,1] -1.0) (<= X[0,1] 1.0)))
+(assert (and (== X[0,0] V[0,0]) (== V[0,1] X[0, 1])))
+(assert (or (>= (- Y[0,1] W[0,1]) 0.01) (>= (- W[0,1] Y[0,1]) 0.01)))
+"""
+
+
+def test_two_networks_that_are_near_are_proved_near_again(proved, bench):
+    _, model, _, layers = proved
+    near = bench.dense([*layers[:-1], (layers[-1][0], layers[-1][1] + 1e-3)], name="near")
+    far = bench.dense([*layers[:-1], (layers[-1][0], layers[-1][1] + 2e-2)], name="far")
+    subject = bench.folder / "two.vnnlib"
+    subject.write_text(TWO_NETWORKS.format(relation="isomorphic-to"))
+    verdict = solve(Instance((model, near), subject, 20.0))
+    assert verdict.answer == "unsat"
+    path = bench.folder / "proof"
+    verdict.certificate.write(path)
+    assert check(path, [model, near], subject).accepted
+    assert not check(path, [near, model], subject).accepted
+    assert not check(path, [model], subject).accepted
+    proof = Proof(path)
+    proof.header(models=[hashlib.sha256(one.read_bytes()).hexdigest() for one in (model, far)])
+    proof.write(path)
+    assert "does not close" in check(path, [model, far], subject).reason
+
+
+def test_a_network_beside_itself_is_proved_equal_again(proved, bench):
+    _, model, _, _ = proved
+    subject = bench.folder / "two.vnnlib"
+    subject.write_text(TWO_NETWORKS.format(relation="equal-to"))
+    verdict = solve(Instance((model,), subject, 20.0))
+    assert verdict.answer == "unsat"
+    verdict.certificate.write(bench.folder / "proof")
+    result = check(bench.folder / "proof", [model], subject)
+    assert result.accepted, result.reason
+
+
+@pytest.fixture(scope="module")
+def split_neurons(module_bench):
+    """A network with too many inputs to split: its certificate splits neurons."""
+    rng = np.random.default_rng(3)
+    sizes = (20, 14, 10, 1)
+    layers = [
+        (rng.normal(size=pair) / np.sqrt(pair[0]), rng.normal(size=pair[1]) / 4)
+        for pair in pairwise(sizes)
+    ]
+    model = module_bench.dense(layers, name="wide")
+    text = "(>= Y_0 0.95)"
+    subject = module_bench.property(text, [-1.0] * 20, [1.0] * 20, 1, "wide")
+    verdict = module_bench.decide(model, subject)
+    assert verdict.answer == "unsat", verdict
+    path = module_bench.folder / "wide-proof"
+    verdict.certificate.write(path)
+    return path, model, subject
+
+
+def test_a_tree_of_neurons_is_proved_again(split_neurons):
+    path, model, subject = split_neurons
+    result = check(path, [model], subject)
+    assert result.accepted, result.reason
+    assert (Proof(path).array("axis") < -1).any()
+
+
+@pytest.mark.parametrize(
+    "forgery",
+    [
+        edit("betas", 0, -1.0),
+        edit("betas", 0, np.nan),
+        lambda proof: proof.put("betas", proof.array("betas")[:-1]),
+        lambda proof: proof.put("betas", []),
+        lambda proof: proof.put("slopes", proof.array("slopes")[:-1]),
+        lambda proof: proof.put("axis", np.where(proof.array("axis") < -1, -2, -1)),
+        lambda proof: proof.put("axis", np.where(proof.array("axis") < -1, -26, -1)),
+        drop_last_leaf,
+    ],
+)
+def test_a_changed_tree_of_neurons_is_refused(split_neurons, tmp_path, forgery):
+    path, model, subject = split_neurons
+    proof = Proof(path)
+    forgery(proof)
+    proof.write(tmp_path / "forged")
+    result = check(tmp_path / "forged", [model], subject)
+    assert not result.accepted
+    assert result.reason
+
+
+def test_a_proof_over_the_reals_is_no_proof_for_float32(bench):
+    # y = 2**25 x + x - 2**25 x: over the reals x, in float32 whatever the order makes of it.
+    layers = [(np.ones((1, 3)), np.zeros(3)), ([[2.0**25], [1.0], [-(2.0**25)]], [0.0])]
+    model = bench.dense(layers)
+    subject = bench.property("(<= Y_0 0.5)", [1.0], [1.5], 1)
+    verdict = bench.decide(model, subject, "real")
+    assert verdict.answer == "unsat"
+    path = bench.folder / "proof"
+    verdict.certificate.write(path)
+    assert check(path, [model], subject).accepted
+    proof = Proof(path)
+    proof.header(arithmetic="float32")
+    proof.write(path)
+    assert "does not close" in check(path, [model], subject).reason

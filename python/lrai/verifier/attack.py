@@ -41,7 +41,8 @@ class Objective:
 
     def measure(self, x: Array, case: Indices) -> Array:
         """`(N,)`: the largest of `rows @ y - offset` of each point's case."""
-        return self._conditions(self.network.evaluate(x), x, case).max(axis=1)
+        found: Array = self._conditions(self.network.evaluate(x), x, case).max(axis=1)
+        return found
 
     def _conditions(self, y: Array, x: Array, case: Indices) -> Array:
         values: Array = np.einsum("nmo,no->nm", self._rows[case], y)

@@ -34,6 +34,8 @@ class Trace:
 
     rows: dict[int, Array] = field(default_factory=dict)
     """The rows that arrived at each node, `(R, size)`."""
+    lines: dict[int, Lines] = field(default_factory=dict)
+    """The lines of elementwise nodes that the rows chose from."""
     coefficients: Array | None = None
     """Of the flat input, `(R, n_in)`."""
 
@@ -75,7 +77,7 @@ class Backward:
                 beta = beta.reshape(rows.shape)
                 rows = rows + beta
             if self.trace is not None:
-                self.trace.rows[index] = rows.reshape(-1, node.size)
+                self.trace.rows[index] = rows.reshape(-1, rows.shape[2])
             if node.operator is None:
                 self._finish(regions.boxes[index], regions.errors[index], rows)
                 if self.trace is not None:
@@ -96,6 +98,8 @@ class Backward:
         lines = regions.lines[index]
         if index in self.choice.slopes or lines is None:
             lines = Lines.of(bounds.planes(index, regions, self.choice))
+        if self.trace is not None:
+            self.trace.lines[index] = lines
         slope, half = self._own(lines.slope), self._own(lines.half_slope)
         if self.chords:
             found: Array = rows * (slope - half)[:, None]
@@ -112,7 +116,7 @@ class Backward:
         operator = node.operator
         assert operator is not None
         count = rows.shape[:2]
-        flat = rows.reshape(-1, node.size)
+        flat = rows.reshape(-1, rows.shape[2])
         boxes: tuple[Box, ...] = ()
         if not isinstance(operator, Linear):
             index = np.repeat(np.arange(count[0]), count[1])

@@ -39,7 +39,8 @@ _ELEMENTS = 2**15
 """Elements of one array of rows that stays in the cache."""
 _LARGE = 2**21
 """Elements of the largest array of rows: a backward pass holds a few of them."""
-_FEW_INPUTS = 16
+FEW_INPUTS = 16
+"""Up to here forms are kept and inputs are split."""
 
 
 def conditions(network: Network, cases: Sequence[Case]) -> Network:
@@ -84,7 +85,7 @@ class Bounds:
         """
         regions = Regions([])
         forms = (
-            Forms(self.network, self.graph, box) if self.network.input_size <= _FEW_INPUTS else None
+            Forms(self.network, self.graph, box) if self.network.input_size <= FEW_INPUTS else None
         )
         for index, node in enumerate(self.network.nodes):
             if node.operator is None:
@@ -180,8 +181,7 @@ class Bounds:
     def _error(self, index: int, deployed: Array, own: Array) -> Array:
         """The error term e of the module's docstring."""
         node = self.network.nodes[index]
-        sizes = node.size + sum(self.network.sizes(node.inputs))
-        error = gamma(sizes + len(self.network.nodes) + 16, UNIT64) * own
+        error = self.graph.rounding[index] * own
         terms = node.operator.terms if node.operator is not None else 0
         if terms and self.arithmetic == "float32":
             error += (1.01 * gamma(terms, UNIT32)) * deployed + terms * _UNDERFLOW32

@@ -8,26 +8,22 @@ from lrai.verifier.operators.base import Array
 from lrai.verifier.regions import Index
 from lrai.verifier.relu_bounds import Region, ReluBox
 
-_EARLY: Final = 0.03
-"""A neuron of an earlier layer is taken where it scores this share of the best: its split narrows
-the boxes of all layers behind it."""
+_LATER: Final = 0.33
+"""What a score counts with each layer further back: the split of an early neuron narrows the boxes
+of all layers behind it."""
 
 
-def choose(box: ReluBox, region: Region, rows: dict[int, Array]) -> int | None:
-    """The hidden neuron to split, None where all are stable.
+def candidates(box: ReluBox, region: Region, rows: dict[int, Array], count: int) -> Index:
+    """The `count` hidden neurons most worth a split, best first; none where all are stable.
 
     `rows` `(R, size)` per Relu are what the bounds to be improved sent there.
     """
     scores = score(box, region, rows)
-    best = scores.max(initial=0.0)
-    if best <= 0:
-        open_neurons = np.flatnonzero(_unstable(box, region))
-        return int(open_neurons[0]) if len(open_neurons) else None
-    for relu in box.relus:
-        part = scores[box.slices[relu]]
-        if len(part) and part.max() >= _EARLY * best:
-            return box.slices[relu].start + int(part.argmax())
-    raise AssertionError("the best score belongs to a layer")
+    scores[_unstable(box, region)] += np.finfo(np.float64).tiny
+    for depth, relu in enumerate(box.relus):
+        scores[box.slices[relu]] *= _LATER**depth
+    order = np.argsort(-scores, kind="stable")[:count]
+    return order[scores[order] > 0]
 
 
 def score(box: ReluBox, region: Region, rows: dict[int, Array]) -> Array:

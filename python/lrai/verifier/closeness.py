@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -10,18 +10,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrai.errors import InvalidInputError, UnsupportedError
-from lrai.verifier.bounds import Arithmetic
-from lrai.verifier.deployed import changed_by_runtime
+from lrai.verifier.bounds import Arithmetic, Bounds
+from lrai.verifier.deployed import DeployedModel, changed_by_runtime
 from lrai.verifier.differential import differential, product
 from lrai.verifier.input_box import InputBox, read_box
 from lrai.verifier.maximum import Maximum, MaximumSettings, maximise
 from lrai.verifier.network import Array, Network
 from lrai.verifier.onnx_reader import read_onnx
+from lrai.verifier.operators.base import Box
 from lrai.verifier.replay import Part, Replay
+from lrai.verifier.search import SearchSettings, verify
+from lrai.verifier.terms import is_close
+from lrai.verifier.verdict import Verdict
+from lrai.verifier.vnnlib2 import parse_vnnlib2
 
 # The magnitude of the original is bounded first, in this share of the time, to this precision.
 _SCALE_SHARE: Final = 0.1
 _SCALE_PRECISION: Final = 1.02
+# What stays open is asked as a property in the end: that search also splits Relus.
+_PROOF_SHARE: Final = 0.4
+
+# Points at which each model is held against what onnxruntime makes of it.
+_CHECKS: Final = 32
 
 Answer = Literal["PROVED", "REFUTED", "OPEN"]
 
@@ -88,6 +98,52 @@ def compare(
     InvalidInputError where they do not fit each other, or where the original is zero everywhere, so
     that nothing is relative to it, and UnsupportedError where onnxruntime would change the model.
     """
+    f, q, box = _read(original, served, region)
+    replays = _Answers(Replay([Part(original)]), Replay([Part(served)]))
+    scale = _scale(f, box, replays, settings)
+    epsilons = settings.epsilon * scale.lower, settings.epsilon * scale.upper
+    both = product(f, q), differential(f, q)
+    found = maximise(
+        [network for network in both if network is not None],
+        (box.lower, box.upper),
+        replays.difference,
+        MaximumSettings(
+            arithmetic=settings.arithmetic,
+            timeout_s=max((1 - _SCALE_SHARE - _PROOF_SHARE) * settings.timeout_s, 0.0),
+            precision=settings.precision,
+            epsilon=epsilons[0],
+            seed=settings.seed,
+        ),
+    )
+    if found.lower <= epsilons[0] < found.upper:
+        limited = replace(settings, timeout_s=_PROOF_SHARE * settings.timeout_s)
+        verdict, _ = prove(original, served, box, epsilons[0], limited)
+        found = replace(found, seconds=found.seconds + verdict.seconds)
+        if verdict.answer == "unsat":
+            uppers = np.minimum(found.uppers, epsilons[0])
+            found = replace(found, upper=epsilons[0], uppers=uppers, reason="")
+    return _conclude(found, scale, epsilons, (replays, f, q, settings))
+
+
+def prove(
+    original: Path, served: Path, box: InputBox, limit: float, settings: ClosenessSettings
+) -> tuple[Verdict, str]:
+    """Decide whether |f - q| < limit everywhere in the box, in the outputs' own units.
+
+    Returns the verdict, with a certificate where it is `unsat`, and the property in VNN-LIB 2.0
+    that `lrai check CERTIFICATE ORIGINAL SERVED PROPERTY` needs. Raises as `compare`.
+    """
+    f, q, box = _read(original, served, box)
+    text = is_close(box, f, q, limit)
+    network, subject, parts = parse_vnnlib2(text, (original, served))
+    search = SearchSettings(settings.timeout_s, settings.arithmetic, parts)
+    return verify(network, subject, search), text
+
+
+def _read(
+    original: Path, served: Path, region: Path | InputBox
+) -> tuple[Network, Network, InputBox]:
+    """Both networks and the box, after every reason to refuse them."""
     for path in (original, served):
         if node := changed_by_runtime(path):
             raise UnsupportedError(
@@ -106,23 +162,33 @@ def compare(
         box = read_box(box, f.input_size, f.output_size)
     if len(box.lower) != f.input_size:
         raise InvalidInputError(f"the box has {len(box.lower)} elements, {original} {f.input_size}")
-    replays = _Answers(Replay([Part(original)]), Replay([Part(served)]))
-    scale = _scale(f, box, replays, settings)
-    epsilons = settings.epsilon * scale.lower, settings.epsilon * scale.upper
-    both = product(f, q), differential(f, q)
-    found = maximise(
-        [network for network in both if network is not None],
-        (box.lower, box.upper),
-        replays.difference,
-        MaximumSettings(
-            arithmetic=settings.arithmetic,
-            timeout_s=max(settings.timeout_s - scale.seconds, 0.0),
-            precision=settings.precision,
-            epsilon=epsilons[0],
-            seed=settings.seed,
-        ),
+    for path, network in ((original, f), (served, q)):
+        _check_runtime(path, network, box)
+    return f, q, box
+
+
+def _check_runtime(path: Path, network: Network, box: InputBox) -> None:
+    """Refuse a model of which onnxruntime computes something else than the file says.
+
+    At single points the bounds cover nothing but rounding, so that an answer outside of them comes
+    from a graph that was rewritten beyond that.
+    """
+    random = np.random.default_rng(0)
+    share = random.random((_CHECKS, len(box.lower)))
+    x = (box.lower + share * (box.upper - box.lower)).astype(np.float32)
+    answers = DeployedModel(path).evaluate(x).astype(np.float64)
+    points = x.astype(np.float64)
+    regions = Bounds(network).regions(Box(points, points))
+    lower, upper = (
+        np.concatenate([getattr(regions.boxes[index], side) for index in network.outputs], axis=1)
+        for side in ("lower", "upper")
     )
-    return _conclude(found, scale, epsilons, (replays, f, q, settings))
+    if ((answers < lower) | (answers > upper)).any():
+        beyond = np.maximum(lower - answers, answers - upper).max()
+        raise UnsupportedError(
+            f"onnxruntime computes something else than {path} says, by more than {beyond:.3g}",
+            "it rewrites some graphs with DequantizeLinear; compare graph optimisation levels",
+        )
 
 
 def _conclude(

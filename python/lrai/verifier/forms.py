@@ -59,10 +59,10 @@ class Forms:
     def _linear(self, index: int, operator: Linear, regions: Regions) -> None:
         node = self._nodes[index]
         count = len(regions.boxes[index].lower)
-        flat = (self.lines[source].reshape(-1, self._nodes[source].size) for source in node.inputs)
-        line = operator.map(*flat).reshape(count, 1 + self._size, node.size)
+        flat = (self.lines[source].reshape(-1, self._graph.sizes[source]) for source in node.inputs)
+        line = operator.map(*flat).reshape(count, 1 + self._size, self._graph.sizes[index])
         line[:, 0] += operator.bias
-        sizes = sum(self._nodes[source].size for source in node.inputs)
+        sizes = sum(self._graph.sizes[source] for source in node.inputs)
         rounding = self._rounding + gamma(sizes, UNIT64)
         rest = operator.spread(
             *(self._rests[source] + rounding * self._total(source) for source in node.inputs)

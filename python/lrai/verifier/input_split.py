@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lrai.verifier.backward import Choice, Trace
+from lrai.verifier.attack import Objective
+from lrai.verifier.backward import Trace
+from lrai.verifier.blame import blame
 from lrai.verifier.bounds import Arithmetic, Bounds, conditions
 from lrai.verifier.certificate import Tree
 from lrai.verifier.frontier import Frontier
@@ -31,7 +33,11 @@ _CONFIRMATIONS = 8
 _BATCH_ELEMENTS = 2**18
 _BEST_FIRST = 200_000
 _STEPS = 12
-_STEP_S = 0.15
+_CHASED, _CHASE_STEPS = 64, 8
+"""Points of a batch that go downhill, and how far."""
+_STEP_S = 0.25
+_TRIED = 64
+"""Optimised boxes without a proof that make a worse bound hopeless."""
 _EASY = 2000
 """Boxes after which a property counts as hard, and slopes are optimised too."""
 
@@ -57,6 +63,7 @@ class InputSplit:
         self.bounds = Bounds(conditions(network, cases), arithmetic)
         counts = [len(case.offset) for case in cases]
         claim = np.repeat(np.arange(len(cases)), counts)
+        self._objective = Objective(network, cases)
         self._members = claim == np.arange(len(cases))[:, None]
         """`(claims, conditions)`: which conditions a claim consists of."""
         self._relus = [
@@ -69,6 +76,9 @@ class InputSplit:
         total = sum(node.size for node in network.nodes)
         self._largest = int(np.clip(_BATCH_ELEMENTS // total, 1, 512))
         self.batch = min(self._largest, 64)
+        self._step_s = 0.0
+        self._reach = -np.inf
+        """Bounds below this one are not optimised."""
         self.boxes = 0
         self.share = 0.0
         """Share of the box's volume that is proved."""
@@ -99,7 +109,7 @@ class InputSplit:
     def holds_over_the_reals(self) -> bool:
         """Whether one look at all open boxes proves them without the deployed rounding."""
         box, _ = self.frontier.pop(self.batch)
-        if self.open:
+        if self.open or self._step_s > 4 * _STEP_S:
             return False
         lower = np.concatenate([box.lower, *(part.lower for part in self._stuck)])
         upper = np.concatenate([box.upper, *(part.upper for part in self._stuck)])
@@ -109,7 +119,7 @@ class InputSplit:
 
     def step(self, confirm: Confirm) -> Witness | None:
         """Bound one batch, close or split each of its boxes; a witness ends the search."""
-        begin = time.monotonic()
+        begin = time.thread_time()
         box, nodes = self.frontier.pop(self.batch)
         self.boxes += len(nodes)
         regions = self.bounds.regions(box)
@@ -127,20 +137,23 @@ class InputSplit:
             box = box.take(rest)
             claim = found.bound[rest].argmin(axis=1)
             trace, regions = Trace(), regions.take(rest)
-            levels = None if found.levels is None else found.levels[rest, claim]
-            choice = self._choice(levels)
-            self.bounds.lower(found.weights[rest, claim], regions, None, choice, trace)
+            self.bounds.lower(found.weights[rest, claim], regions, None, None, trace)
             assert trace.coefficients is not None
             points = np.where(trace.coefficients >= 0, box.lower, box.upper)
-            witness = self._look(np.concatenate([points, (box.lower + box.upper) / 2]), confirm)
-            score = self._score(regions, trace)
-            score[box.lower >= box.upper] = -1
+            witness = self._look(points, (box.lower + box.upper) / 2, claim, confirm)
+            widths = box.upper - box.lower
+            if regions.forms:
+                score = blame(self.bounds.network, regions, trace)
+            else:
+                score = np.abs(trace.coefficients) * widths
+            score = np.where(widths > 0, score + np.finfo(np.float64).tiny * widths, -1)
             self._split(box, nodes[rest], bound[rest], score.argmax(axis=1))
-        self._pace(time.monotonic() - begin)
+        self._pace(time.thread_time() - begin)
         return witness
 
     def _pace(self, seconds: float) -> None:
         """Keep a step short, so that a time-out is kept and progress is seen."""
+        self._step_s = seconds
         if seconds > 2 * _STEP_S:
             self.batch = max(1, self.batch // 2)
         elif seconds < _STEP_S:
@@ -157,7 +170,8 @@ class InputSplit:
             np.put_along_axis(weights, lower.argmax(axis=2)[:, :, None], 1.0, axis=2)
         found = Bounded(weights, lower.max(axis=2, initial=-np.inf))
         hard = self.boxes > _EASY
-        row, claim = np.nonzero((found.bound <= 0) & (self._members.sum(axis=1) > (not hard)))
+        several = self._members.sum(axis=1) > (not hard)
+        row, claim = np.nonzero((found.bound <= 0) & (found.bound >= self._reach) & several)
         if len(row):
             self._improve(found, regions, row, claim, hard=hard)
         return found
@@ -169,7 +183,9 @@ class InputSplit:
         start = found.weights[row, claim] + self._members[claim]
         start /= start.sum(axis=1, keepdims=True)
         better = improve(self.bounds, regions.take(row), start, _STEPS, sloped=hard)
-        gain = better.lower > found.bound[row, claim]
+        before = found.bound[row, claim]
+        self._learn(before, before[better.lower > 0])
+        gain = better.lower > before
         row, claim = row[gain], claim[gain]
         found.bound[row, claim] = better.lower[gain]
         found.weights[row, claim] = better.weights[gain]
@@ -180,44 +196,39 @@ class InputSplit:
             new = np.concatenate([better.slopes[index] for index in self._relus], axis=1)
             found.levels[row, claim] = new[gain]
 
-    def _choice(self, levels: NDArray[np.uint8] | None) -> Choice:
-        if levels is None:
-            return Choice()
-        sizes = self.bounds.network.sizes(self._relus)
-        parts = np.split(levels / 255, np.cumsum(sizes)[:-1], axis=1)
-        return Choice(dict(zip(self._relus, parts, strict=True)))
+    def _learn(self, tried: Array, proved: Array) -> None:
+        """Learn from which bounds on it pays to optimise: twice the worst that it proved lately."""
+        if len(proved):
+            worst = 2 * float(np.quantile(proved, 0.02))
+            self._reach = min(worst, 0.98 * self._reach) if np.isfinite(self._reach) else worst
+        elif np.isfinite(self._reach):
+            self._reach *= 0.95
+        elif len(tried) >= _TRIED:
+            self._reach = float(np.quantile(tried, 0.75))
 
-    def _look(self, points: Array, confirm: Confirm) -> Witness | None:
-        """Replay the points that seem to meet all conditions of a claim."""
-        values = self.bounds.network.evaluate(points)
-        for claim, members in enumerate(self._members):
-            margin = values[:, members].max(axis=1, initial=-np.inf)
-            for row in np.argsort(margin)[:_CONFIRMATIONS]:
-                if margin[row] > 0:
-                    break
-                witness = confirm(self.cases[claim], points[row])
-                if witness is not None:
-                    return witness
+    def _look(
+        self, corners: Array, centres: Array, claim: Index, confirm: Confirm
+    ) -> Witness | None:
+        """Replay points that seem to be unsafe: minimisers, centres and what lies downhill."""
+        points = np.concatenate([corners, centres])
+        claims = np.concatenate([claim, claim])
+        margin = self._objective.measure(points, claims)
+        near = np.argsort(margin)[:_CHASED]
+        radius = np.abs(corners - centres)[near % len(centres)]
+        points, claims = points[near], claims[near]
+        for step in range(_CHASE_STEPS):
+            margin, gradient = self._objective.descend(points, claims)
+            if (margin <= 0).any() or step + 1 == _CHASE_STEPS:
+                break
+            moved = points - radius * np.sign(gradient) * (2.0 / (1 + step))
+            points = np.clip(moved, self.cases[0].lower, self.cases[0].upper)
+        for row in np.argsort(margin)[:_CONFIRMATIONS]:
+            if margin[row] > 0:
+                break
+            witness = confirm(self.cases[claims[row]], points[row])
+            if witness is not None:
+                return witness
         return None
-
-    def _score(self, regions: Regions, trace: Trace) -> Array:
-        """`(N, n_in)`: the looseness of the bound that each input is to blame for.
-
-        What an elementwise node loses is its row times the distance of its lines, and is divided
-        among the inputs as they move the node.
-        """
-        total = np.zeros((len(regions.errors[0]), self.bounds.network.input_size))
-        for index, node in enumerate(self.bounds.network.nodes):
-            lines, rows = regions.lines[index], trace.rows.get(index)
-            if lines is None or rows is None:
-                continue
-            box = regions.boxes[node.inputs[0]]
-            ends = [lines.half_slope * x + lines.half_constant for x in (box.lower, box.upper)]
-            lost = np.maximum(np.abs(ends[0]), np.abs(ends[1])) * np.abs(rows)
-            moves = np.abs(regions.forms[node.inputs[0]][:, 1:])
-            lost /= np.maximum(moves.sum(axis=1), np.finfo(np.float64).tiny)
-            total += np.matmul(moves, lost[:, :, None])[:, :, 0]
-        return total + np.finfo(np.float64).tiny * self._widths
 
     def _split(self, box: Box, nodes: Index, bound: Array, axis: Index) -> None:
         rows = np.arange(len(nodes))

@@ -51,6 +51,10 @@ def solve(
     left = instance.timeout_s - (time.monotonic() - start)
     settings = SearchSettings(parts=parts, timeout_s=max(left, 0.1), arithmetic=arithmetic)
     verdict = verify(network, subject, settings, progress)
+    if verdict.answer == "unsat" and verdict.certificate is None:
+        # Nobody could prove it again, so it is not called proved.
+        why = verdict.reason or "bounded, without a certificate"
+        verdict = replace(verdict, answer="unknown", reason=why)
     return replace(verdict, seconds=time.monotonic() - start)
 
 

@@ -1,6 +1,5 @@
 """The largest absolute value of a network's outputs over a box, between two bounds."""
 
-import heapq
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from lrai.verifier.attack import gradients
 from lrai.verifier.backward import Trace
+from lrai.verifier.best_first import BestFirst, BoundedBoxes, halve
 from lrai.verifier.bounds import Arithmetic, Bounds
 from lrai.verifier.network import Network
 from lrai.verifier.operators.base import Array, Box, Elementwise, Linear
@@ -24,8 +24,13 @@ _ELEMENTS: Final = 2**18
 _LARGEST_BATCH: Final = 256
 _FEW_INPUTS: Final = 16
 _STARTS, _STEPS = 64, 40
-# The second network is asked again after so many batches, in case it has become the better one.
-_EVERY: Final = 8
+# The second network costs as much as two splits; it has to lower a bound as two splits would. It
+# is asked again after so many batches, about so many boxes.
+_WORTH, _EVERY, _TRIAL = 0.7, 16, 8
+# Where a network has many inputs, a split lowers its bounds by little.
+_WORTH_OF_MANY: Final = 0.99
+# Batches that take longer become smaller, so that the time-out is kept, and grow again after.
+_LONG_S: Final = 0.8
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class MaximumSettings:
     """The search ends when the upper bound is at most this multiple of the lower one."""
     epsilon: float | None = None
     """A limit to decide: the bounds are to lie on one side of it, and below it need no precision
-    beyond a tenth of it."""
+    beyond half of it."""
     max_boxes: int = 200_000
     """Open boxes held in memory."""
     seed: int = 0
@@ -59,54 +64,6 @@ class Maximum:
     seconds: float
     reason: str = ""
     """Why the two are further apart than was asked; empty where they are not."""
-
-
-@dataclass
-class _Pool:
-    """Open boxes, the one with the largest bound first; closed ones leave their bounds."""
-
-    closed: Array
-    """`(2 n_out,)`."""
-
-    def __post_init__(self) -> None:
-        self._heap: list[tuple[float, int]] = []
-        self._boxes: dict[int, tuple[Array, Array, Array]] = {}
-        self._count = 0
-
-    def __len__(self) -> int:
-        return len(self._heap)
-
-    @property
-    def bounds(self) -> Array:
-        """`(2 n_out,)`: over open and closed boxes."""
-        found = [self.closed, *(bounds for _, _, bounds in self._boxes.values())]
-        return np.asarray(np.stack(found).max(axis=0))
-
-    @property
-    def top(self) -> float:
-        """The largest bound."""
-        return max(-self._heap[0][0] if self._heap else 0.0, float(self.closed.max()))
-
-    def add(self, box: Box, bounds: Array, target: float) -> None:
-        for lower, upper, found in zip(box.lower, box.upper, bounds, strict=True):
-            largest = float(found.max())
-            if largest <= target:
-                self.closed = np.maximum(self.closed, found)
-                continue
-            self._boxes[self._count] = (lower, upper, found)
-            heapq.heappush(self._heap, (-largest, self._count))
-            self._count += 1
-
-    def take(self, count: int, target: float) -> tuple[Box, Array] | None:
-        taken: list[tuple[Array, Array, Array]] = []
-        while self._heap and len(taken) < count:
-            taken.append(self._boxes.pop(heapq.heappop(self._heap)[1]))
-            if taken[-1][2].max() <= target:
-                self.closed = np.maximum(self.closed, taken.pop()[2])
-        if not taken:
-            return None
-        lower, upper, bounds = (np.stack(part) for part in zip(*taken, strict=True))
-        return Box(lower, upper), bounds
 
 
 def maximise(
@@ -139,20 +96,19 @@ class _Search:
         size = self._network.output_size
         self._rows = np.concatenate([np.eye(size), -np.eye(size)])
         widest = max(node.size for node in self._network.nodes) * len(self._rows)
-        self._batch = int(np.clip(_ELEMENTS // widest, 1, _LARGEST_BATCH))
+        self._batch = self._largest_batch = int(np.clip(_ELEMENTS // widest, 1, _LARGEST_BATCH))
         self._best, self._where = 0.0, self._point((self._lower + self._upper) / 2)
         self._seen = -1.0
-        self._boxes, self._batches, self._helps = 0, 0, True
+        self._boxes, self._batches, self._helps = 0, 0, False
         self._end = time.monotonic() + settings.timeout_s
 
     def run(self) -> Maximum:
         start = time.monotonic()
         self._climb()
         root = Box(self._lower[None], self._upper[None])
-        pool = _Pool(np.full(len(self._rows), -np.inf))
+        pool = BestFirst(np.full(len(self._rows), -np.inf))
         infinite = np.full((1, len(self._rows)), np.inf)
-        bounds, _ = self._bound(root, infinite)
-        pool.add(root, bounds, self._target)
+        pool.add(self._bound(root, infinite), self._target)
         reason = self._branch(pool)
         size = self._network.output_size
         every = pool.bounds
@@ -174,76 +130,88 @@ class _Search:
         epsilon = self._settings.epsilon
         if epsilon is None or self._best > epsilon:
             return precise
-        return max(min(precise, epsilon), 0.1 * epsilon)
+        return max(min(precise, epsilon), 0.5 * epsilon)
 
-    def _branch(self, pool: _Pool) -> str:
+    def _branch(self, pool: BestFirst) -> str:
         while len(pool):
             if time.monotonic() > self._end:
                 return f"the time of {self._settings.timeout_s:g} s is over"
             if len(pool) > self._settings.max_boxes:
                 return f"more than {self._settings.max_boxes} boxes are open"
+            began = time.monotonic()
             taken = pool.take(self._batch, self._target)
-            if taken is None:
+            if not taken:
                 break
-            box, bounds = taken
-            children = self._split(box, bounds)
+            children = halve(taken)
+            known = np.repeat(np.stack([box.bounds for box in taken]), 2, axis=0)
             if children is None:
-                pool.closed = np.maximum(pool.closed, bounds.max(axis=0))
+                pool.closed = np.maximum(pool.closed, known.max(axis=0))
                 return "the boxes are too small for float64"
-            bounds, trace_points = self._bound(children, np.repeat(bounds, 2, axis=0))
-            self._look(trace_points)
-            pool.add(children, bounds, self._target)
+            found = self._bound(children, known)
+            self._look(found.points)
+            pool.add(found, self._target)
+            spent = time.monotonic() - began
+            if spent > _LONG_S:
+                self._batch = max(1, self._batch // 2)
+            elif spent < _LONG_S / 4:
+                self._batch = min(self._largest_batch, 2 * self._batch)
         return ""
 
     # ---- upper bounds --------------------------------------------------------------------------
 
-    def _bound(self, box: Box, known: Array) -> tuple[Array, Array]:
-        """Bounds `(N, 2 n_out)`, never above the known ones, and points that may attain them."""
+    def _bound(self, box: Box, known: Array) -> BoundedBoxes:
+        """Bounds that are never above the known ones, and where to halve the boxes next."""
         self._boxes += len(box.lower)
         region, row = np.nonzero(known > self._target)
-        bounds, points = known.copy(), (box.lower + box.upper) / 2
-        ask_all = self._helps or self._batches % _EVERY == 0
+        bounds, trace, engine = known.copy(), Trace(), self._bounds[0]
+        regions = engine.regions(box)
+        found = -engine.lower(-self._rows[row], regions, region, trace=trace)
+        bounds[region, row] = np.minimum(known[region, row], _or_infinite(found))
+        middle = (box.lower + box.upper) / 2
+        if trace.coefficients is None or not len(row):
+            return BoundedBoxes(box, bounds, np.zeros(len(middle), np.intp), middle)
+        corners = np.where(trace.coefficients > 0, box.lower[region], box.upper[region])
+        shared = regions.boxes[: self._shared]
+        for other in self._bounds[1:]:
+            self._improve(other, box, shared, bounds)
+        worst = _last_of(region, bounds[region, row], len(middle))
+        axis = self._choose(box, regions, trace, worst)
+        return BoundedBoxes(box, bounds, axis, np.concatenate([middle, corners]))
+
+    def _improve(self, other: Bounds, box: Box, shared: list[Box], bounds: Array) -> None:
+        """Lower the bounds by those of another network where that pays; now and then, see if."""
         self._batches += 1
-        shared: Sequence[Box] = ()
-        for number, engine in enumerate(self._bounds if ask_all else self._bounds[:1]):
-            trace = Trace() if number == 0 else None
-            regions = engine.regions(box, shared)
-            shared = regions.boxes[: self._shared]
-            found = -engine.lower(-self._rows[row], regions, region, trace=trace)
-            found = np.where(np.isnan(found), np.inf, found)
-            if number:
-                self._helps = bool((found < bounds[region, row]).mean() > 0.1) if len(row) else True
-            bounds[region, row] = np.minimum(bounds[region, row], found)
-            if trace is not None and trace.coefficients is not None:
-                corner = np.where(trace.coefficients > 0, box.lower[region], box.upper[region])
-                points = np.concatenate([points, corner])
-        return bounds, points
+        count = len(box.lower)
+        if not self._helps:
+            if self._batches % _EVERY != 1:
+                return
+            count = min(count, _TRIAL)
+        few = np.arange(count)
+        region, row = np.nonzero(bounds[:count] > self._target)
+        if not len(row):
+            return
+        before = bounds[:count].max(axis=1)
+        regions = other.regions(box.take(few), [part.take(few) for part in shared])
+        found = _or_infinite(-other.lower(-self._rows[row], regions, region))
+        bounds[region, row] = np.minimum(bounds[region, row], found)
+        worth = _WORTH if self._network.input_size <= _FEW_INPUTS else _WORTH_OF_MANY
+        self._helps = bool(np.mean(bounds[:count].max(axis=1) < worth * before) > 0.5)
 
     # ---- branching -----------------------------------------------------------------------------
 
-    def _split(self, box: Box, bounds: Array) -> Box | None:
-        """Halve each box where that shrinks the gaps of its relaxations most."""
-        count = np.arange(len(box.lower))
-        engine = self._bounds[0]
-        regions, trace = engine.regions(box), Trace()
-        engine.lower(-self._rows[bounds.argmax(axis=1)], regions, count, trace=trace)
+    def _choose(
+        self, box: Box, regions: Regions, trace: Trace, worst: NDArray[np.intp]
+    ) -> NDArray[np.intp]:
+        """`(N,)`: the input whose halving shrinks the gaps of the worst rows' relaxations most."""
         assert trace.coefficients is not None
         width = box.upper - box.lower
-        score = np.abs(trace.coefficients) * width
+        score = np.abs(trace.coefficients[worst]) * width
         if self._network.input_size <= _FEW_INPUTS:
-            score = 0.01 * score + self._shares(regions, trace, width)
-        score = np.where(width > 0, score + 1e-9 * width, -1.0)
-        axis = score.argmax(axis=1)
-        middle = (box.lower[count, axis] + box.upper[count, axis]) / 2
-        split = (box.lower[count, axis] < middle) & (middle < box.upper[count, axis])
-        if not split.all():
-            return None
-        lower, upper = np.repeat(box.lower, 2, axis=0), np.repeat(box.upper, 2, axis=0)
-        upper[2 * count, axis] = middle
-        lower[2 * count + 1, axis] = middle
-        return Box(lower, upper)
+            rows = {index: rows[worst] for index, rows in trace.rows.items()}
+            score = 0.01 * score + self._shares(regions, rows, width)
+        return np.asarray(np.where(width > 0, score + 1e-9 * width, -1.0).argmax(axis=1))
 
-    def _shares(self, regions: Regions, trace: Trace, width: Array) -> Array:
+    def _shares(self, regions: Regions, rows: dict[int, Array], width: Array) -> Array:
         """Each input's share of the relaxations' gaps, `(N, n_in)`, by the slopes of the chords."""
         total = np.zeros_like(width)
         jacobians: list[Array] = []
@@ -264,10 +232,10 @@ class _Search:
                 middle = (box.lower + box.upper) / 2
                 slope = planes.upper_slope - planes.lower_slope
                 gap = slope * middle + planes.upper_constant - planes.lower_constant
-                if index in trace.rows:
-                    gap *= np.abs(trace.rows[index])
+                if index in rows:
+                    gap *= np.abs(rows[index])
                     shares = before / np.maximum(before.sum(axis=1, keepdims=True), 1e-300)
-                    total += np.einsum("ndk,nk->nd", shares, gap)
+                    total += np.einsum("bdk,bk->bd", shares, gap)
                 jacobian = jacobians[node.inputs[0]] * planes.upper_slope[:, None]
             else:
                 jacobian = np.zeros((*width.shape, node.size))
@@ -310,3 +278,14 @@ class _Search:
 
     def _point(self, x: Array) -> NDArray[np.float32] | None:
         return float32_inside(x, self._lower, self._upper)
+
+
+def _last_of(region: NDArray[np.intp], found: Array, count: int) -> NDArray[np.intp]:
+    """`(count,)`: the row with the largest bound of each region; any, where it has none."""
+    order = np.lexsort((found, region))
+    ends = np.searchsorted(region[order], np.arange(count), side="right") - 1
+    return order[np.maximum(ends, 0)]
+
+
+def _or_infinite(bounds: Array) -> Array:
+    return np.where(np.isnan(bounds), np.inf, bounds)

@@ -63,7 +63,8 @@ def _load(path: Path) -> tuple["onnx.ModelProto", str]:
     import onnx
 
     try:
-        model, digest = onnx.load(path), hashlib.sha256(path.read_bytes()).hexdigest()
+        content = path.read_bytes()
+        model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf and the file system have no other base in common
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise VerifierError(
@@ -73,7 +74,12 @@ def _load(path: Path) -> tuple["onnx.ModelProto", str]:
         raise VerifierError(
             f"the model {path} has no inputs or no outputs.", "give a valid .onnx file"
         )
-    return model, digest
+    if any(tensor.data_location for tensor in model.graph.initializer):
+        # The digest of the file must stand for the weights too.
+        raise UnsupportedOperatorError(
+            f"the model {path} keeps weights in other files.", "save it as one file"
+        )
+    return model, hashlib.sha256(content).hexdigest()
 
 
 def _read_values(graph: Graph, proto: "onnx.GraphProto") -> None:

@@ -15,6 +15,7 @@ from lrai.verifier.backward import Choice, Trace
 from lrai.verifier.bounds import Bounds
 from lrai.verifier.network import Array
 from lrai.verifier.operators.base import Elementwise
+from lrai.verifier.operators.relu import Relu
 from lrai.verifier.regions import Regions
 
 
@@ -27,7 +28,7 @@ class Improved:
     weights: Array
     """`(R, conditions)`, non-negative."""
     slopes: dict[int, NDArray[np.uint8]]
-    """`(R, size)` per adjustable node, in steps of 1/255: what a certificate holds."""
+    """`(R, size)` per Relu, in steps of 1/255: what a certificate holds."""
 
 
 def minimiser(regions: Regions, bounds: Bounds, coefficients: Array) -> Array:
@@ -37,7 +38,7 @@ def minimiser(regions: Regions, bounds: Bounds, coefficients: Array) -> Array:
     return np.where(coefficients >= 0, lower, upper)
 
 
-def replay(bounds: Bounds, regions: Regions, choice: Choice, trace: Trace) -> list[Array]:
+def replay(bounds: Bounds, regions: Regions, trace: Trace) -> list[Array]:
     """The value of every node `(R, size)` at the minimiser, along the lines of the bound."""
     assert trace.coefficients is not None
     x = minimiser(regions, bounds, trace.coefficients)
@@ -51,11 +52,9 @@ def replay(bounds: Bounds, regions: Regions, choice: Choice, trace: Trace) -> li
         if rows is None:
             values.append(node.operator.evaluate(*inputs))
         elif isinstance(node.operator, Elementwise):
-            planes = bounds.planes(index, regions, choice)
-            above = rows >= 0
-            slope = np.where(above, planes.lower_slope, planes.upper_slope)
-            constant = np.where(above, planes.lower_constant, planes.upper_constant)
-            values.append(slope * inputs[0] + constant)
+            lines, sign = trace.lines[index], np.where(rows >= 0, 1.0, -1.0)
+            slope = lines.slope + sign * lines.half_slope
+            values.append(slope * inputs[0] + lines.constant + sign * lines.half_constant)
         else:
             boxes = tuple(regions.boxes[source] for source in node.inputs)
             values.append(node.operator.replay(rows, boxes, inputs))
@@ -80,7 +79,7 @@ def improve(
         lower = bounds.lower(rounded, regions, None, choice, trace)
         _keep(best, lower, rounded, slopes)
         if step + 1 < steps:
-            values = replay(bounds, regions, choice, trace)
+            values = replay(bounds, regions, trace)
             rate = 1 / (1 + step / 2)
             current = _reweigh(current, values[bounds.network.outputs[0]], 1.5 * rate)
             slopes = {
@@ -91,11 +90,11 @@ def improve(
 
 
 def default_slopes(bounds: Bounds, regions: Regions) -> dict[int, NDArray[np.uint8]]:
-    """The lower slopes of every adjustable node without a choice, `(N, size)` in steps of 1/255."""
+    """The lower slopes of every Relu without a choice, `(N, size)` in steps of 1/255."""
     found = {}
     for index, node in enumerate(bounds.network.nodes):
         planes = regions.planes[index]
-        if isinstance(node.operator, Elementwise) and node.operator.adjustable and planes:
+        if isinstance(node.operator, Relu) and planes is not None:
             found[index] = (planes.lower_slope * 255).astype(np.uint8)
     return found
 

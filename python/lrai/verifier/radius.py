@@ -56,7 +56,7 @@ def certified_radii(
     """Bisect the L-infinity radius of each row of `x` `(N, n_in)` with linear bounds.
 
     The bounds are those of CROWN (Zhang et al. 2018) on all margins between the wanted class
-    `labels` `(N,)` and the others: sound and cheap, but not complete: the true radius may be larger.
+    `labels` `(N,)` and the others: sound and cheap; not complete: the true radius may be larger.
     Raises `InvalidInputError` where shapes, classes or settings do not fit.
     """
     _check(network, x, labels, settings)

@@ -84,6 +84,12 @@ class Graph:
         self.nodes = network.nodes
         self.widest = max(node.size for node in network.nodes)
         count = len(network.nodes)
+        self.sizes = [node.size for node in network.nodes]
+        self.rounding = [
+            gamma(size + sum(network.sizes(node.inputs)) + count + 16, UNIT64)
+            for node, size in zip(network.nodes, self.sizes, strict=True)
+        ]
+        """Own roundings of each node: gamma64(sizes + nodes + 16)."""
         self.consumers: list[list[int]] = [[] for _ in range(count)]
         self.curved = [False] * count
         """Whether an operator that is not linear lies behind the node."""

@@ -5,8 +5,9 @@ deep network than anything else: one pass per region computes them again, with l
 were optimised once at the root (alpha-CROWN, Xu et al. 2021). A certificate then needs no boxes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,9 @@ from lrai.verifier.slope_ascent import Levels, Start, Steps, ascend
 
 Signs = NDArray[np.int8]
 """`(H,)`: 1 where a split says that a hidden neuron's input is >= 0, -1 for <= 0, else 0."""
-_ROOT = Steps(count=20)
+EMPTY: Final = 1e-6
+"""By how much the sign of a split must be missed: the checker rounds elsewhere than the search."""
+_ROOT: Final = Steps(count=20)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class ReluBox:
             for index, node in enumerate(network.nodes)
             if node.operator is not None
         }
+        self.around: list[Box] = []
+        """The root's node boxes, once `reduced` knows them."""
         self.levels: Levels = np.zeros((2 * self.hidden, self.hidden), np.uint8)
         """Lower slopes for the lower, then the upper bounds of hidden neurons' inputs."""
 
@@ -71,6 +76,12 @@ class ReluBox:
     def optimise(self, steps: Steps = _ROOT) -> Region:
         """Set `levels`: each neuron's bound at the root gets its own."""
         region = Region([], {})
+        for _ in self.optimising(region, steps):
+            pass
+        return region
+
+    def optimising(self, region: Region, steps: Steps = _ROOT) -> Iterator[int]:
+        """The same into an empty region, in turns: one for each Relu's node and kind of slopes."""
         for index, node in enumerate(self.network.nodes):
             if index not in self.slices:
                 region.boxes.append(self._interval(index, region))
@@ -82,9 +93,9 @@ class ReluBox:
                 neurons = _unstable(region.boxes[source])
                 found = self._tighten(index, region, neurons, Steps(count, steps.slope_rate))
                 self.levels[np.concatenate([neurons, self.hidden + neurons]) + part.start] = found
+                yield index
             self.levels[:, part] = _default_levels(region.boxes[source])
             region.boxes.append(_apply(node, region.boxes))
-        return region
 
     def region(self, signs: Signs) -> Region | None:
         """The region of some splits; None where it is found to be empty."""
@@ -94,13 +105,19 @@ class ReluBox:
                 region.boxes.append(self._interval(index, region))
                 continue
             source, sign = self.sources[index], signs[self.slices[index]]
+            if self.around:
+                # To fix a sign may loosen a bound with given slopes: what held at the root holds.
+                found, known = region.boxes[source], self.around[source]
+                lower = np.maximum(found.lower, known.lower)
+                region.boxes[source] = Box(lower, np.minimum(found.upper, known.upper))
             neurons = _unstable(region.boxes[source])
             self._tighten(index, region, neurons[sign[neurons] == 0], Steps(1))
             box = region.boxes[source]
             lower = np.where(sign > 0, np.maximum(box.lower, 0), box.lower)
             upper = np.where(sign < 0, np.minimum(box.upper, 0), box.upper)
-            if (lower > upper).any():
+            if (lower - upper > EMPTY)[0, sign != 0].any():
                 return None
+            lower, upper = np.minimum(lower, upper), np.maximum(lower, upper)
             region.boxes[source] = Box(lower, upper)
             region.boxes.append(_apply(node, region.boxes))
         return region
@@ -132,6 +149,13 @@ class ReluBox:
         )
         reduced = ReluBox(network, self.box, self.arithmetic)
         both = np.concatenate([kept_neurons, self.hidden + kept_neurons])
+        kept_of = dict(zip(self.relus, kept, strict=True))
+        reduced.around = list(region.boxes)
+        for relu, source in self.sources.items():
+            keep = kept_of[relu] - self.slices[relu].start
+            for index in (source, relu):
+                box = region.boxes[index]
+                reduced.around[index] = Box(box.lower[:, keep], box.upper[:, keep])
         reduced.levels = self.levels[np.ix_(both, kept_neurons)]
         return reduced, kept_neurons
 
@@ -157,6 +181,16 @@ class ReluBox:
     def _consumers(self, index: int) -> list[int]:
         return self.bounds.graph.consumers[index]
 
+    def _behind(self, index: int) -> set[int]:
+        """The nodes that a node depends on; in a product network these are not all before it."""
+        found: set[int] = set()
+        waiting = [index]
+        while waiting:
+            fresh = set(self.network.nodes[waiting.pop()].inputs) - found
+            found |= fresh
+            waiting += fresh
+        return found
+
     def _interval(self, index: int, region: Region) -> Box:
         node = self.network.nodes[index]
         if node.operator is None:
@@ -169,10 +203,12 @@ class ReluBox:
     def _tighten(self, relu: int, region: Region, neurons: Index, steps: Steps) -> Levels:
         """Bound a Relu's inputs by passes that start with `levels`; the best levels, `(2 k, H)`."""
         source, part = self.sources[relu], self.slices[relu]
-        earlier = [other for other in self.relus if other < source]
+        behind = self._behind(source)
+        earlier = [other for other in self.relus if other in behind]
         places = part.start + np.concatenate([neurons, self.hidden + neurons])
+        levels: Levels = self.levels[places]
         if not len(neurons) or not earlier:
-            return self.levels[places]
+            return levels
         size, box = len(neurons), region.boxes[source]
         rows = np.zeros((2 * size, box.lower.shape[1]))
         rows[np.arange(size), neurons] = 1
@@ -185,10 +221,9 @@ class ReluBox:
             choice = Choice({other: levels / 255.0 for other, levels in start.items()})
             bound = bounds.lower(rows, regions, None, choice, trace)
             region.passes[relu] = neurons, {other: trace.rows[other] for other in earlier}
-            levels = self.levels[places]
         else:
             found = ascend(bounds, regions, rows, Start(start), steps)
-            bound, levels = found.bound, self.levels[places]
+            bound = found.bound
             for other in earlier:
                 levels[:, self.slices[other]] = found.slopes[other]
         lower, upper = box.lower.copy(), box.upper.copy()

@@ -7,18 +7,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from lrai.verifier.attack import AttackSettings, attack
-from lrai.verifier.bounds import Arithmetic
+from lrai.verifier.bounds import FEW_INPUTS, Arithmetic
 from lrai.verifier.certificate import Certificate, Tree
 from lrai.verifier.input_split import InputSplit
 from lrai.verifier.network import Array, Network
+from lrai.verifier.operators.base import Linear
+from lrai.verifier.operators.curve import Clip, LeakyRelu
+from lrai.verifier.operators.product import Maximum
+from lrai.verifier.operators.quantize import FakeQuantize
+from lrai.verifier.operators.relu import Relu
 from lrai.verifier.property import Case, Property
-from lrai.verifier.relu_split import ReluSplit
+from lrai.verifier.relu_split import MAX_HIDDEN, ReluSplit
 from lrai.verifier.replay import Part, Replay, float32_inside
 from lrai.verifier.verdict import Answer, Progress, Verdict, Witness
 
 _QUICK = AttackSettings(starts=32, steps=20, rounds=1)
 _PROGRESS_S = 0.2
-_FEW_INPUTS = 16
+_CERTIFIED = (Linear, Relu, LeakyRelu, Clip, Maximum, FakeQuantize, type(None))
+"""What the checker can bound."""
 """Up to here inputs are split, which closes boxes of any network; beyond it Relus are."""
 
 
@@ -70,12 +76,15 @@ class _Search:
         for case in (group[0] for group in groups):
             if not np.all(np.isfinite([case.lower, case.upper])):
                 return self._verdict("unknown", reason="an input of the property has no finite box")
-        witness = self._attack()
+        few = self._network.input_size <= FEW_INPUTS
+        # Where a point is dear the searches themselves look for a counterexample, after a bound.
+        witness = self._attack() if few else None
         if witness is not None:
             return self._verdict("sat", witness)
+        relus = [n.size for n in self._network.nodes if isinstance(n.operator, Relu)]
+        search = ReluSplit if not few and 0 < sum(relus) <= MAX_HIDDEN else InputSplit
         arithmetic = self._settings.arithmetic
-        split = InputSplit if self._network.input_size <= _FEW_INPUTS else ReluSplit
-        self._groups = [split(self._network, group, arithmetic) for group in groups]
+        self._groups = [search(self._network, group, arithmetic) for group in groups]
         return self._bound() or self._proved([group.tree for group in self._groups])
 
     def _bound(self) -> Verdict | None:
@@ -95,6 +104,12 @@ class _Search:
         return None
 
     def _proved(self, trees: Sequence[Tree]) -> Verdict:
+        for node in self._network.nodes:
+            if not isinstance(node.operator, _CERTIFIED):
+                reason = (
+                    f"bounded, without a certificate: the checker has no bounds for {node.name}"
+                )
+                return self._verdict("unsat", reason=reason)
         certificate = Certificate(
             self._network.digests, self._subject, self._settings.arithmetic, tuple(trees)
         )

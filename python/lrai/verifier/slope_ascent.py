@@ -18,6 +18,7 @@ from lrai.verifier.regions import Regions
 
 Levels = NDArray[np.uint8]
 """Slopes in steps of 1/255: what a certificate holds, and therefore what is optimised."""
+Multipliers = NDArray[np.float32]
 MARGIN = 1e-6
 """A bound counts as positive above it: the checker rounds elsewhere than the search."""
 
@@ -38,7 +39,7 @@ class Start:
 
     slopes: dict[int, Levels]
     """`(R, size)`."""
-    betas: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    betas: dict[int, Multipliers] = field(default_factory=dict)
     """`(R, size)`, >= 0; absent where nothing is split."""
     signs: dict[int, Array] = field(default_factory=dict)
     """`(size,)` for the Relus in `betas`: 1 for >= 0, -1 for <= 0, 0 for no split."""
@@ -50,7 +51,7 @@ class Ascended:
 
     bound: Array
     slopes: dict[int, Levels]
-    betas: dict[int, NDArray[np.float32]]
+    betas: dict[int, Multipliers]
     x: Array
     """`(R, n_in)`: where the linear bound is smallest."""
 
@@ -90,7 +91,7 @@ def ascend(bounds: Bounds, regions: Regions, rows: Array, start: Start, steps: S
         hopeless = step == 3 and worst + 2 * (worst - first) < 0 and bool(betas)
         if worst > MARGIN or step + 1 == steps.count or hopeless:
             break
-        values = replay(bounds, regions, choice, trace)
+        values = replay(bounds, regions, trace)
         rate = steps.decay**step
         for relu in relus:
             z = values[sources[relu]]
@@ -114,7 +115,7 @@ def _keep(
     best: Ascended,
     bound: Array,
     levels: dict[int, Array],
-    betas: dict[int, NDArray[np.float32]],
+    betas: dict[int, Multipliers],
     x: Array,
 ) -> None:
     better = bound > best.bound

@@ -98,6 +98,21 @@ def is_monotone(
     return "\n".join([*lines, f"(assert (>= (- {before} {after}) {_decimal(tolerance)}))\n"])
 
 
+def is_close(box: InputBox, f: Network, g: Network, limit: str | float) -> str:
+    """|f(x) - g(x)| < limit for every output, in the box; two models in VNN-LIB 2.0."""
+    lines = ["(vnnlib-version <2.0>)", _network(f, "f", "X", "Y"), _network(g, "g", "V", "W")]
+    first, second = _elements(f, "X", "Y"), _elements(g, "V", "W")
+    for index, (x, v) in enumerate(zip(first[0], second[0], strict=True)):
+        low, high = _decimal(box.lower[index]), _decimal(box.upper[index])
+        lines.append(f"(assert (and (>= {x} {low}) (<= {x} {high}) (== {x} {v})))")
+    apart = [
+        f"(>= (- {left} {right}) {_decimal(limit)})"
+        for y, w in zip(first[1], second[1], strict=True)
+        for left, right in ((y, w), (w, y))
+    ]
+    return "\n".join([*lines, f"(assert (or {' '.join(apart)}))\n"])
+
+
 def _text(holds: dict[str, Any], box: InputBox, network: Network) -> str:
     match holds:
         case {"class": int(label)} if len(holds) == 1:

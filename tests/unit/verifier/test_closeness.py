@@ -9,7 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lrai.errors import InvalidInputError, UnsupportedError
 from lrai.testing.models import save
-from lrai.verifier.closeness import ClosenessSettings, compare
+from lrai.verifier.checker.check import check
+from lrai.verifier.closeness import ClosenessSettings, compare, prove
 from lrai.verifier.input_box import InputBox
 from lrai.verifier.maximum import MaximumSettings, maximise
 from lrai.verifier.onnx_reader import read_onnx
@@ -71,7 +72,7 @@ def test_equal_models_are_proved_equal(tmp_path):
     found = compare(*[mlp(tmp_path / f"{n}.onnx", layers) for n in "fq"], unit_box(3), ABSOLUTE)
     assert found.answer == "PROVED"
     assert (found.lower, found.x is not None) == (0, True)
-    assert found.upper < 1e-4
+    assert found.upper <= ABSOLUTE.epsilon / 2
 
 
 @pytest.mark.parametrize("epsilon", [1e-4, 0.5])
@@ -80,7 +81,7 @@ def test_answer_follows_from_the_interval(tmp_path, epsilon):
     f, q = mlp(tmp_path / "f.onnx", layers), mlp(tmp_path / "q.onnx", rounded(layers, 0.05))
     settings = ClosenessSettings(epsilon=epsilon, timeout_s=20)
     found = compare(f, q, unit_box(3), settings)
-    assert 0 < found.lower <= found.upper <= settings.precision * found.lower + 0.1 * epsilon
+    assert 0 < found.lower <= found.upper <= max(settings.precision * found.lower, 0.51 * epsilon)
     assert found.answer == ("REFUTED" if epsilon < 0.01 else "PROVED")
     assert found.scale_lower <= found.scale_upper <= 1.03 * found.scale_lower
     assert max(found.uppers) == found.upper
@@ -110,6 +111,28 @@ def test_json_of_a_comparison_can_be_read(tmp_path):
     assert document["answer"] == "PROVED"
     assert document["arithmetic"] == "float32"
     assert len(document["models"][0]) == 64
+
+
+def test_a_closeness_has_a_certificate_that_the_checker_accepts(tmp_path):
+    layers = random_layers(1, (3, 8, 2))
+    f, q = mlp(tmp_path / "f.onnx", layers), mlp(tmp_path / "q.onnx", rounded(layers, 0.05))
+    found = compare(f, q, unit_box(3), ABSOLUTE)
+    verdict, text = prove(f, q, unit_box(3), found.upper, ABSOLUTE)
+    assert verdict.answer == "unsat"
+    verdict.certificate.write(tmp_path / "proof")
+    (tmp_path / "claim.vnnlib").write_text(text)
+    assert check(tmp_path / "proof", (f, q), tmp_path / "claim.vnnlib").accepted
+    assert not check(tmp_path / "proof", (q, f), tmp_path / "claim.vnnlib").accepted
+
+
+def test_a_limit_below_the_difference_is_refuted_with_a_witness(tmp_path):
+    layers = random_layers(1, (3, 8, 2))
+    f, q = mlp(tmp_path / "f.onnx", layers), mlp(tmp_path / "q.onnx", rounded(layers, 0.05))
+    found = compare(f, q, unit_box(3), ABSOLUTE)
+    verdict, _ = prove(f, q, unit_box(3), found.lower / 2, ABSOLUTE)
+    assert verdict.answer == "sat"
+    y = verdict.witness.y
+    assert np.abs(y[:2] - y[2:]).max() >= found.lower / 2
 
 
 def test_models_that_do_not_fit_are_refused(tmp_path):
@@ -152,3 +175,29 @@ def test_a_model_that_onnxruntime_would_change_is_refused(tmp_path):
     f = mlp(tmp_path / "f.onnx", [([[0.3]], [0.0])])
     with pytest.raises(UnsupportedError, match=r"float weights of node dense .*hint: "):
         compare(f, q, unit_box(1), ABSOLUTE)
+
+
+def test_a_search_that_would_hold_too_many_boxes_says_so(tmp_path):
+    layers = random_layers(2, (6, 40, 40, 3))
+    network = read_onnx(mlp(tmp_path / "f.onnx", layers))
+    found = maximise(
+        (network,),
+        (-np.ones(6), np.ones(6)),
+        lambda x: np.abs(network.evaluate(x[None].astype(np.float64))[0]),
+        MaximumSettings(timeout_s=20, precision=1.0001, max_boxes=100),
+    )
+    assert found.reason == "more than 100 boxes are open"
+    assert found.lower <= found.upper
+
+
+def test_every_output_has_a_bound_of_its_own(tmp_path):
+    # |y_0| <= 1 and |y_1| <= 3: the search ends with the larger one, but both are reported.
+    network = read_onnx(mlp(tmp_path / "f.onnx", [(np.diag([1.0, 3.0]), np.zeros(2))]))
+    found = maximise(
+        (network,),
+        (-np.ones(2), np.ones(2)),
+        lambda x: np.abs(network.evaluate(x[None].astype(np.float64))[0]),
+        MaximumSettings(timeout_s=20),
+    )
+    assert found.uppers == pytest.approx([1, 3], rel=1e-5)
+    assert found.lower == 3

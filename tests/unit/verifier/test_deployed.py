@@ -80,3 +80,19 @@ def test_rows_of_another_length_are_refused(tmp_path):
     model = DeployedModel(identity(tmp_path / "m.onnx"))
     with pytest.raises(InvalidInputError, match="4 inputs"):
         model.evaluate(np.zeros((2, 3), np.float32))
+
+
+def test_int8_weights_leave_the_activations_in_float32(tmp_path):
+    random = np.random.default_rng(0)
+    levels = random.integers(-127, 128, (16, 16)).astype(np.int8)
+    scale = random.random(16, dtype=np.float32) / 127
+    weights = [numpy_helper.from_array(levels, "levels"), numpy_helper.from_array(scale, "scale")]
+    nodes = [
+        helper.make_node("DequantizeLinear", ["levels", "scale"], ["w"], axis=1),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    info = [helper.make_tensor_value_info(name, FLOAT, ["N", 16]) for name in "xy"]
+    model = DeployedModel(save(tmp_path / "m.onnx", nodes, info[:1], info[1:], weights, opset=21))
+    x = random.random((8, 16), dtype=np.float32)
+    expected = x.astype(np.float64) @ (levels * scale.astype(np.float64))
+    np.testing.assert_allclose(model.evaluate(x), expected, atol=1e-5)

@@ -1,5 +1,6 @@
 """Every operator: equal to the reference evaluator, near the deployed one, never outside its bounds."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from lrai.errors import UnsupportedOperatorError, VerifierError
 from lrai.verifier.bounds import Bounds
 from lrai.verifier.onnx_reader import read_onnx
-from lrai.verifier.operators import softmax
+from lrai.verifier.operators import smooth, softmax
 from lrai.verifier.operators.base import Box
 
 F = np.float32
@@ -483,6 +484,15 @@ def test_what_is_not_supported_is_named_with_its_node(name: str, tmp_path: Path)
     assert "hint: " in str(caught.value)
 
 
+def test_erf_is_exact_to_float64() -> None:
+    x = np.concatenate(
+        [np.linspace(-7, 7, 20_001), np.logspace(-300, 0, 1000), [0.0, np.inf, -np.inf]]
+    )
+    expected = np.array([math.erf(value) for value in x])
+    np.testing.assert_allclose(smooth.erf(x), expected, rtol=8e-16, atol=0)
+    assert np.isnan(smooth.erf(np.array([np.nan]))).all()
+
+
 def test_softmax_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     centre, rows = random.normal(0, 1, (7, 12)), random.normal(0, 1, (7, 12))
@@ -548,6 +558,15 @@ def test_a_damaged_file_is_read_or_refused(
         read_onnx(path)
     except VerifierError as error:
         assert "hint: " in str(error)  # noqa: PT017 - some damage does no harm
+
+
+def test_weights_in_another_file_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    proto = onnx.ModelProto()
+    proto.CopyFrom(CASES["matmul"])
+    onnx.save(proto, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    with pytest.raises(UnsupportedOperatorError, match="other files"):
+        read_onnx(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"junk" * 100, None])

@@ -1,6 +1,6 @@
 """A certified radius is what the geometry says, and no attack succeeds inside of it."""
 
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -81,7 +81,7 @@ def test_picture_falls_from_the_accuracy_to_zero():
     model = small_mlp()
     x = np.random.default_rng(2).normal(size=(20, 4))
     labels = model.evaluate(x).argmax(axis=1)
-    picture = ElementTree.fromstring(draw(certified_radii(model, x, labels, SETTINGS)))
+    picture = ET.fromstring(draw(certified_radii(model, x, labels, SETTINGS)))
     (line,) = picture.iter("{http://www.w3.org/2000/svg}polyline")
     heights = [float(point.split(",")[1]) for point in line.get("points").split()]
     assert heights == sorted(heights)

@@ -76,3 +76,21 @@ def test_a_file_that_is_no_model_is_a_verifier_error(tmp_path):
     path.write_bytes(b"not a model")
     with pytest.raises(VerifierError, match="cannot be loaded"):
         Replay([Part(path)])
+
+
+def test_quantised_models_of_early_opsets_run_in_both_engines(tmp_path):
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+    ]
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2]) for name in "xy"]
+    constants = [
+        numpy_helper.from_array(np.float32(0.5), "s"),
+        numpy_helper.from_array(np.uint8(3), "z"),
+    ]
+    graph = helper.make_graph(nodes, "graph", value[:1], value[1:], constants)
+    path = tmp_path / "quantised.onnx"
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    reference, runtime = Replay([Part(path)]).outputs(np.float32([0.6, -9]))
+    np.testing.assert_array_equal(reference, [0.5, -1.5])
+    np.testing.assert_array_equal(runtime, [0.5, -1.5])

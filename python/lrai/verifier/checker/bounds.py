@@ -36,7 +36,9 @@ class State:
     lower: Array
     upper: Array
     error: Array
-    """How far a slot may be from its sum of values; of inputs, what rounding costs there."""
+    """`(slots,)`: how far values of any region may be from their sums; of inputs, what rounding
+    costs there.
+    """
     below: Array
     """Slope of the lower line through zero."""
     above: Array
@@ -78,26 +80,28 @@ class Bounds:
         upper: Array,
         fixed: Sequence[tuple[int, ...]],
         slopes: Array | None = None,
+        around: State | None = None,
     ) -> State:
         """All bounds in boxes of inputs, `(N, n_in)` each, where neurons have fixed signs.
 
         `fixed` names, for each region, neuron k whose input is >= 0 as k, <= 0 as -1 - k. `slopes`
         `(2 * hidden, hidden)` serve for the lower, then the upper bounds of the inputs of neurons.
+        `around` is known of one region that contains all of them.
         """
         inputs, size = self.graph.inputs, self.graph.slots
         columns = inputs.size if inputs.size <= _MAX_FORM_INPUTS else 0
         flat = {
             name: np.zeros((len(lower), size))
-            for name in ("lower", "upper", "error", "below", "above", "constant", "rest")
+            for name in ("lower", "upper", "below", "above", "constant", "rest")
         }
         form, is_empty = np.zeros((len(lower), 1 + columns, size)), np.zeros(len(lower), bool)
-        state = State(**flat, form=form, is_empty=is_empty)
+        state = State(**flat, error=np.zeros(size), form=form, is_empty=is_empty)
         region = np.repeat(np.arange(len(lower)), [len(one) for one in fixed])
         signed = np.array([one for some in fixed for one in some], np.intp)
         neuron = np.maximum(signed, -1 - signed)
         state.lower[:, inputs], state.upper[:, inputs] = lower, upper
-        state.error[:, inputs] = self._own * (_largest(lower, upper) + _SMALL)
-        state.rest[:, inputs] = state.error[:, inputs]
+        state.rest[:, inputs] = self._own * (_largest(lower, upper) + _SMALL)
+        state.error[inputs] = state.rest[:, inputs].max(axis=0)
         state.form[:, 0, inputs] = (lower + upper) / 2
         state.form[:, 1 + np.arange(columns), inputs[:columns]] = ((upper - lower) / 2)[:, :columns]
         if not columns:
@@ -106,6 +110,10 @@ class Bounds:
         for index, one in enumerate(self.graph.operations):
             if isinstance(one, Sum):
                 self._sum(state, one)
+                if around is not None:
+                    low, high = state.lower[:, one.out], state.upper[:, one.out]
+                    np.maximum(low, around.lower[:, one.out], out=low)
+                    np.minimum(high, around.upper[:, one.out], out=high)
                 continue
             given = None
             if slopes is not None and one.is_hidden:
@@ -131,7 +139,7 @@ class Bounds:
             raise RefusedError("values may exceed the range of float32")
         deployed = _gamma(one.terms, _UNIT_32) if self._is_float32 else 0.0
         error = ((deployed + self._own) * size + one.noise) * _INFLATED
-        state.error[:, one.out] = error.reshape(count, -1)
+        state.error[one.out] = error.reshape(count, -1).max(axis=0)
         sources = state.form[:, :, one.inputs]
         form = _apply(sources.reshape(-1, *one.inputs.shape), one.weights)
         form = form.reshape(count, -1, one.bias.size)
@@ -177,7 +185,10 @@ class Bounds:
 
     def _tighten(self, state: State, index: int, slopes: Array | None) -> None:
         """Bound the unstable inputs of a Relu by backward substitution."""
-        inputs = self.graph.operations[index].inputs
+        inputs, operations = self.graph.operations[index].inputs, self.graph.operations
+        maker = max(place for place in range(index) if operations[place].out.start <= inputs[0])
+        one = operations[maker]
+        assert isinstance(one, Sum)
         is_unstable = (state.lower[:, inputs] < 0) & (state.upper[:, inputs] > 0)
         regions, places = np.nonzero(is_unstable & ~self._is_exact[inputs])
         step = max(ROW_ELEMENTS // self.graph.slots // 2, 1)
@@ -185,9 +196,18 @@ class Bounds:
             region, place = regions[start : start + step], places[start : start + step]
             slot, count = inputs[place], len(region)
             rows = np.zeros((2 * count, self.graph.slots))
-            rows[np.arange(2 * count), np.tile(slot, 2)] = np.repeat([1.0, -1.0], count)
             given = None if slopes is None else slopes[:, place].reshape(2 * count, -1)
-            bound = self.lower(rows, state, np.tile(region, 2), given, index)[0]
+            signs = np.repeat([1.0, -1.0], count)
+            if len(one.inputs) == 1:
+                # The first step back needs no product: it is a row of the weights.
+                column = np.tile(slot - one.out.start, 2)
+                self._scatters[maker].add(rows, one.weights[0].T[column] * signs[:, None])
+                first = signs * one.bias[0, column] - np.tile(state.error[slot], 2)
+            else:
+                rows[np.arange(2 * count), np.tile(slot, 2)] = signs
+                first = np.zeros(2 * count)
+            end = maker if len(one.inputs) == 1 else index
+            bound = first + self.lower(rows, state, np.tile(region, 2), given, end)[0]
             state.lower[region, slot] = np.maximum(state.lower[region, slot], bound[:count])
             state.upper[region, slot] = np.minimum(state.upper[region, slot], -bound[count:])
 
@@ -195,7 +215,7 @@ class Bounds:
         self,
         rows: Array,
         state: State,
-        regions: NDArray[np.intp] | slice,
+        regions: NDArray[np.intp],
         slopes: Array | None = None,
         end: int | None = None,
     ) -> tuple[Array, Array]:
@@ -208,27 +228,32 @@ class Bounds:
         for index, one in reversed(list(enumerate(self.graph.operations))):
             seen -= one.inputs.size * (isinstance(one, Relu) and one.is_hidden)
             part = rows[:, one.out]
-            if (end is not None and index >= end) or not part.any():
+            if (end is not None and index >= end) or not (part[:1].any() or part.any()):
                 continue
             if isinstance(one, Sum):
                 total += part @ one.bias.reshape(-1)
-                total -= _dot(np.abs(part), state.error[regions, one.out])
+                total -= np.abs(part) @ state.error[one.out]
                 found = _apply(part.reshape(-1, *one.bias.shape), one.weights.swapaxes(1, 2))
             else:
-                constant, below = state.constant[regions, one.out], state.below[regions, one.out]
+                constant, below, above = (
+                    side[:, one.out].take(regions, axis=0)
+                    for side in (state.constant, state.below, state.above)
+                )
                 if slopes is not None and one.is_hidden:
                     given = slopes[:, seen : seen + one.inputs.size]
                     below = np.where(constant > 0, given, below)
                 least = np.minimum(part, 0)
-                total += _dot(least, constant)
-                found = (part - least) * below + least * state.above[regions, one.out]
+                total += np.einsum("rn,rn->r", least, constant)
+                # In place, which costs half the time.
+                found = part - least
+                found *= below
+                least *= above
+                found += least
             self._scatters[index].add(rows, found.reshape(len(rows), -1))
         part, inputs = rows[:, self.graph.inputs], self.graph.inputs
-        low, high, error = (
-            side[:, inputs][regions] for side in (state.lower, state.upper, state.error)
-        )
-        total += np.minimum(part * low, part * high).sum(axis=1) - _dot(np.abs(part), error)
-        return total, part
+        low, high = (side[:, inputs].take(regions, axis=0) for side in (state.lower, state.upper))
+        total += np.minimum(part * low, part * high).sum(axis=1)
+        return total - np.abs(part) @ state.error[inputs], part
 
 
 def _gamma(count: int, unit: float) -> float:
@@ -237,10 +262,6 @@ def _gamma(count: int, unit: float) -> float:
 
 def _largest(lower: Array, upper: Array) -> Array:
     return np.maximum(np.abs(lower), np.abs(upper))
-
-
-def _dot(left: Array, right: Array) -> Array:
-    return np.asarray(np.einsum("rn,rn->r", left, right))
 
 
 def _apply(values: Array, weights: Array) -> Array:

@@ -18,6 +18,8 @@ from lrai.verifier.checker.graph import RefusedError
 _FORMAT: Final = "lrai-certificate-1"
 _MAX_BYTES: Final = 1 << 29
 _MAX_TREES: Final = 100_000
+_MAX_NODES: Final = 1 << 24
+_MAX_EXACT: Final = 1 << 12
 _DIGEST_BYTES: Final = 64
 _ARRAYS: Final = {
     **dict.fromkeys(("lower", "upper", "rows", "offset", "at", "weights"), "<f8"),
@@ -83,6 +85,8 @@ class Archive:
             and np.array_equal(np.unique(tree.claim), np.arange(claims))
             and (tree.lower <= tree.upper).all()
             and (tree.exact <= 1).all()
+            and tree.exact.sum(dtype=int) <= _MAX_EXACT
+            and tree.axis.size <= _MAX_NODES
             and (tree.choice < len(tree.weights)).all()
             and ((tree.slope >= -1) & (tree.slope < len(tree.slopes))).all()
         )

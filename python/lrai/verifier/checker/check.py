@@ -15,7 +15,7 @@ from lrai.verifier.checker.certificate import Archive, Tree
 from lrai.verifier.checker.graph import Graph, RefusedError, Relu, Sum
 from lrai.verifier.checker.leaves import Leaf, close, look, replay
 from lrai.verifier.checker.model import read_models
-from lrai.verifier.checker.vnnlib import Region, read_property, unpack
+from lrai.verifier.checker.vnnlib import Region, read_query, unpack
 
 _MAX_ROUNDS: Final = 12
 _MAX_HALVES: Final = 4
@@ -66,14 +66,20 @@ class _Run:
     def check(self, content: bytes, subject: bytes, models: Sequence[bytes]) -> str:
         archive = Archive(content)
         header, text = archive.header, unpack(subject)
-        if header["models"] != [hashlib.sha256(one).hexdigest() for one in models]:
+        query = read_query(text.decode("utf-8", "replace"))
+        digests = [hashlib.sha256(one).hexdigest() for one in models]
+        is_each = set(query.models) == set(range(len(models)))
+        if not is_each or header["models"] != [digests[model] for model in query.models]:
             raise RefusedError("the certificate is about another model")
         if header["property"] != hashlib.sha256(text).hexdigest():
             raise RefusedError("the certificate is about another property")
-        graph, is_float32 = read_models(models), header["arithmetic"] == "float32"
+        is_float32 = header["arithmetic"] == "float32"
+        graph = read_models([models[model] for model in query.models])
+        if query.shared is not None:
+            graph = _share(graph, query.shared)
         inputs, outputs = graph.inputs.size, graph.outputs.size
         hidden = sum(x.inputs.size for x in graph.operations if isinstance(x, Relu) and x.is_hidden)
-        left = read_property(text.decode("utf-8", "replace"), inputs, outputs)
+        left = query.regions(inputs, outputs)
         for index in range(header["trees"]):
             tree = archive.tree(index, inputs, outputs, hidden)
             self._prove(tree, Bounds(_with_claims(graph, tree), is_float32))
@@ -102,6 +108,17 @@ class _Run:
                 break
         if rest:
             raise RefusedError(f"the bound does not close leaf {rest[0].origin} of a tree")
+
+
+def _share(graph: Graph, shared: list[int]) -> Graph:
+    """The graph with one slot for inputs that have one number."""
+    if len(shared) != graph.inputs.size:
+        raise RefusedError("the property has another number of inputs than the models")
+    place, first = np.arange(graph.slots), np.unique(shared, return_index=True)[1]
+    inputs = graph.inputs[first]
+    place[graph.inputs] = inputs[shared]
+    operations = [replace(one, inputs=place[one.inputs]) for one in graph.operations]
+    return replace(graph, operations=tuple(operations), inputs=inputs, outputs=place[graph.outputs])
 
 
 def _with_claims(graph: Graph, tree: Tree) -> Graph:

@@ -67,7 +67,7 @@ def _forms(
     """
     size = graph.slots
     forms, (constants, loose) = np.zeros((size, size)), np.zeros((2, size))
-    lower, upper, deviation = state.lower[0], state.upper[0], state.error[0].copy()
+    lower, upper, deviation = state.lower[0], state.upper[0], state.error.copy()
     deviation[graph.inputs] = 0.0
     reach = np.maximum(np.abs(lower), np.abs(upper))
     unstable = []

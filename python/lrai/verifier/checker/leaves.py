@@ -78,7 +78,10 @@ def look(tree: Tree, bounds: Bounds, leaves: list[Leaf]) -> State:
     lower, upper = (
         np.array(side) for side in zip(*((x.lower, x.upper) for x in leaves), strict=True)
     )
-    return bounds.regions(lower, upper, [leaf.fixed for leaf in leaves], refined)
+    fixed = [leaf.fixed for leaf in leaves]
+    # To fix a sign may loosen a bound with given slopes: what holds at the root still holds.
+    root = bounds.regions(tree.lower[None], tree.upper[None], [()], refined) if any(fixed) else None
+    return bounds.regions(lower, upper, fixed, refined, root)
 
 
 def _examine(tree: Tree, bounds: Bounds, leaves: list[Leaf]) -> NDArray[np.intp]:
@@ -98,7 +101,7 @@ def _examine(tree: Tree, bounds: Bounds, leaves: list[Leaf]) -> NDArray[np.intp]
     charge = np.zeros(len(rows))
     if tree.betas.size:
         for place, leaf in enumerate(leaves):
-            _multiply(tree, bounds, leaf, (rows, state.error[place], charge), place * claims)
+            _multiply(tree, bounds, leaf, (rows, state.error, charge), place * claims)
     bound, inputs = bounds.lower(rows, state, regions, slopes)
     is_open = ~((bound - charge > 0).reshape(-1, claims).all(axis=1) | state.is_empty)
     widths = np.array([leaf.upper - leaf.lower for leaf in leaves])

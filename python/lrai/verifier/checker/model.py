@@ -15,8 +15,9 @@ import numpy as np
 from lrai.verifier.checker.graph import MAX_ELEMENTS, Builder, Graph, RefusedError, Slots
 
 _MOVES: Final = {
-    *("Concat", "Dropout", "Flatten", "Gather", "Identity", "Reshape", "Shape", "Slice"),
-    *("Squeeze", "Transpose", "Unsqueeze"),
+    *("Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "GatherElements"),
+    *("Identity", "Reshape", "Shape", "Slice", "SpaceToDepth", "Squeeze", "Tile", "Transpose"),
+    "Unsqueeze",
 }
 _FOLDED: Final = _MOVES | {"Add", "Cast", "Constant", "DequantizeLinear", "Div", "Mul", "Sub"}
 _SLACK: Final = 2.0**-20
@@ -134,9 +135,9 @@ def _evaluate(node: Any, arrays: list[Any], opsets: Any) -> Any:
         for names in (given, node.output)
     )
     graph = helper.make_graph([node], "node", inputs, outputs)
-    return np.asarray(
-        ReferenceEvaluator(helper.make_model(graph, opset_imports=opsets)).run(None, given)[0]
-    )
+    model: Any = helper.make_model(graph, opset_imports=opsets)
+    found: Any = ReferenceEvaluator(model).run(None, given)
+    return np.asarray(found[0])
 
 
 def _arithmetic(builder: Builder, kind: str, x: Any, y: Any) -> Slots:
@@ -193,7 +194,7 @@ def _windows(found: Any, x: Slots, kernel: Sequence[int]) -> Slots:
     slots = _evaluate(
         node, [np.swapaxes(x, 0, 1).astype(float), kernels], [helper.make_opsetid("", 17)]
     )
-    return np.moveaxis(slots, 1, -1).astype(np.intp)
+    return np.asarray(np.moveaxis(slots, 1, -1), np.intp)
 
 
 def _conv(builder: Builder, found: Any, x: Value, weights: Any, bias: Any = None) -> Slots:
@@ -293,6 +294,7 @@ _NODES: Final[dict[str, Callable[..., Any]]] = {
     "MatMul": _matmul,
     "MaxPool": lambda builder, found, x: _pool(builder, found, x, "MaxPool"),
     "Mul": lambda builder, _, x, y: _arithmetic(builder, "Mul", x, y),
+    "Neg": lambda builder, _, x: builder.scale(x.slots, (-1.0, 0.0, 0.0), 0, x.is_single),
     "QuantizeLinear": _quantize,
     "Relu": lambda builder, _, x: builder.relu(x.slots, is_hidden=True),
     "Sub": lambda builder, _, x, y: _arithmetic(builder, "Sub", x, y),

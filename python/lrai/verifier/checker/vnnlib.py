@@ -1,7 +1,12 @@
-"""The checker's own reading of VNN-LIB 1.0: text in, boxes with linear conditions out."""
+"""The checker's own reading of VNN-LIB: text in, boxes with linear conditions out.
+
+Version 1.0, and 2.0 for inputs and outputs of one or several networks: their elements get the flat
+names of 1.0, X_0 and Y_0 onwards, and inputs that must be equal get one name.
+"""
 
 import gzip
 import io
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,7 +20,7 @@ from lrai.verifier.checker.graph import Array, RefusedError
 _MAX_BYTES: Final = 1 << 26
 _MAX_CASES: Final = 100_000
 _MAX_DEPTH: Final = 200
-_TOKENS: Final = re.compile(r";[^\n]*|[()]|[^\s();]+")
+_TOKENS: Final = re.compile(r";[^\n]*|[()]|[^\s();\[\]]*\[[^\]]*\]|[^\s();]+")
 _VARIABLE: Final = re.compile(r"[XY]_\d{1,9}")
 _NUMBER: Final = re.compile(r"[-+]?(\d{1,400}\.?\d{0,400}|\.\d{1,400})([eE][-+]?\d{1,3})?")
 
@@ -45,16 +50,105 @@ def unpack(content: bytes) -> bytes:
     return content
 
 
-def read_property(text: str, inputs: int, outputs: int) -> list[Region]:
-    """The unsafe regions of a property over so many inputs and outputs."""
-    cases: Cases = [()]
+@dataclass(frozen=True)
+class Query:
+    """A property before it meets its networks."""
+
+    assertions: list[Any]
+    """Formulas over X_i and Y_j, as nested lists."""
+    models: list[int]
+    """The model of each network."""
+    shared: list[int] | None
+    """For each input of the networks, one after the other, its number here; None: as they are."""
+
+    def regions(self, inputs: int, outputs: int) -> list[Region]:
+        """The unsafe regions, for so many inputs and outputs."""
+        cases: Cases = [()]
+        for formula in self.assertions:
+            cases = _both(cases, _formula(formula))
+        found = (_region(case, inputs, outputs) for case in cases)
+        return [region for region in found if region is not None]
+
+
+def read_query(text: str) -> Query:
+    """Read a property; RefusedError names what the checker does not know."""
+    found: dict[str, list[Any]] = {}
     for command in _parse(text):
-        if command[:1] == ["assert"] and len(command) == 2:
-            cases = _both(cases, _formula(command[1]))
-        elif command[:1] != ["declare-const"]:
-            raise RefusedError(f"the checker does not know {str(command)[:60]} in a property")
-    found = (_region(case, inputs, outputs) for case in cases)
-    return [region for region in found if region is not None]
+        found.setdefault(command[0], []).append(command[1:])
+    formulas = [only for (only,) in found.pop("assert", [])]
+    networks = found.pop("declare-network", [])
+    if set(found) - {"vnnlib-version" if networks else "declare-const"}:
+        raise RefusedError(f"the checker does not know {sorted(found)} in a property")
+    if not networks:
+        return Query(formulas, [0], None)
+    tensors, models, counts = _declare(networks)
+    parents = list(range(counts["X"]))
+    for left, right in _equalities(formulas):
+        pair = [_flat(side, tensors) for side in (left, right)]
+        if {name[0] for name in pair} == {"X"}:
+            low, high = sorted(_root(parents, int(name[2:])) for name in pair)
+            parents[high] = low
+    shared = np.unique([_root(parents, x) for x in range(len(parents))], return_inverse=True)[1]
+
+    def rename(item: Any) -> Any:
+        if isinstance(item, list):
+            return [rename(part) for part in item]
+        name = _flat(item, tensors)
+        return f"X_{shared[int(name[2:])]}" if name != item and name[0] == "X" else name
+
+    return Query([rename(formula) for formula in formulas], models, shared.tolist())
+
+
+def _declare(
+    networks: list[Any],
+) -> tuple[dict[str, tuple[str, int, list[int]]], list[int], dict[str, int]]:
+    """Kind, first element and shape of every tensor, the model of each network, the elements."""
+    tensors: dict[str, tuple[str, int, list[int]]] = {}
+    owners: dict[str, int] = {}
+    counts, own = {"X": 0, "Y": 0}, 0
+    for network, *parts in networks:
+        owners[network], own = own, own + 1
+        for part in parts:
+            if part[0] == "equal-to":
+                owners[network], own = owners[part[1]], own - 1
+            elif part[0] != "isomorphic-to":
+                kind = {"declare-input": "X", "declare-output": "Y"}[part[0]]
+                tensor, _, shape = part[1:]
+                sizes = [int(size) for size in shape.strip("[]").split(",")]
+                tensors[tensor] = (kind, counts[kind], sizes)
+                counts[kind] += math.prod(sizes)
+    if counts["X"] + counts["Y"] > _MAX_CASES or len(owners) != len(networks):
+        raise RefusedError("the property has too many elements, or networks of one name")
+    return tensors, list(owners.values()), counts
+
+
+def _equalities(formulas: list[Any]) -> list[tuple[Any, Any]]:
+    """Pairs of names that are equal in every case."""
+    found: list[tuple[Any, Any]] = []
+    for kind, *parts in formulas:
+        if kind == "and":
+            found += _equalities(parts)
+        elif kind == "==" and all(isinstance(part, str) and "[" in part for part in parts):
+            found.append((parts[0], parts[1]))
+    return found
+
+
+def _flat(item: str, tensors: dict[str, tuple[str, int, list[int]]]) -> str:
+    """The flat name of an element; what is none stays as it is."""
+    name, bracket, places = item.partition("[")
+    if _VARIABLE.fullmatch(item):
+        raise RefusedError(f"{item} is no element of a tensor")
+    if not bracket:
+        return item
+    kind, first, sizes = tensors[name]
+    index = [int(place) for place in places.rstrip("]").split(",")]
+    return f"{kind}_{first + int(np.ravel_multi_index(index, sizes))}"
+
+
+def _root(parents: list[int], index: int) -> int:
+    while parents[index] != index:
+        index = parents[index]
+    return index
 
 
 def _parse(text: str) -> list[Any]:

@@ -58,7 +58,10 @@ class Curve(Elementwise):
         low, high = np.full_like(slope, np.inf), np.full_like(slope, -np.inf)
         size = np.zeros_like(slope)
         with np.errstate(all="ignore"):
-            for point in [box.lower, box.upper, *self.touching(slope, box)]:
+            points = [box.lower, box.upper]
+            if not np.array_equal(box.lower, box.upper):  # equal where a gradient is asked for
+                points += self.touching(slope, box)
+            for point in points:
                 inside = np.where(np.isnan(point), box.lower, point)
                 inside = np.clip(inside, box.lower, box.upper)
                 value, line = self.evaluate(inside), slope * inside

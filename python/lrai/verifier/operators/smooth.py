@@ -5,13 +5,35 @@
 """
 
 import math
+from functools import cache
+from typing import Final
 
 import numpy as np
 
 from lrai.verifier.operators.base import Array, Box
 from lrai.verifier.operators.curve import Curve
 
-_erf = np.vectorize(math.erf, otypes=[np.float64])
+_STEP: Final = 2.0**-9
+_END: Final = 6.0
+
+
+def erf(x: Array) -> Array:
+    """The error function to 4e-16: Taylor's series of five terms at the nearest of many points."""
+    size = np.minimum(np.abs(x), _END)
+    place = np.rint(np.where(np.isnan(size), 0, size) / _STEP)
+    near = place * _STEP
+    d, square = size - near, near * near
+    series = 1 / 3 * (2 * square - 1) + d * (near * (3 - 2 * square) / 6)
+    series += d * d * ((4 * square - 12) * square + 3) / 30
+    slope = 2 / math.sqrt(math.pi) * np.exp(-square)
+    value = _erf_table()[place.astype(np.intp)] + slope * d * (1 + d * (d * series - near))
+    return np.copysign(value, x)
+
+
+@cache
+def _erf_table() -> Array:
+    count = round(_END / _STEP) + 1
+    return np.array([math.erf(place * _STEP) for place in range(count)])
 
 
 class Convex(Curve):
@@ -199,7 +221,7 @@ class Erf(Sigmoidal):
 
     def evaluate(self, *values: Array) -> Array:
         """See Operator."""
-        return np.asarray(_erf(values[0]))
+        return erf(values[0])
 
     def derivative(self, x: Array) -> Array:
         """See Curve."""
@@ -257,4 +279,4 @@ class Gelu(Curve):
         if self._approximate:
             inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
             return 0.5 + 0.5 * np.tanh(inner)
-        return np.asarray(0.5 + 0.5 * _erf(x / math.sqrt(2)))
+        return 0.5 + 0.5 * erf(x / math.sqrt(2))

@@ -1,0 +1,174 @@
+"""Signs of Relus: proofs that the checker accepts, counterexamples that are real, sound boxes."""
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper, save
+
+from lrai.verifier.branching import candidates
+from lrai.verifier.certificate import Certificate
+from lrai.verifier.checker.check import check
+from lrai.verifier.onnx_reader import read_onnx
+from lrai.verifier.relu_bounds import ReluBox
+from lrai.verifier.relu_split import ReluSplit
+from lrai.verifier.replay import Part, Replay
+from lrai.verifier.slope_ascent import Start, Steps, ascend
+from lrai.verifier.vnnlib import read_vnnlib
+
+SIZES = (20, 12, 10, 3)
+RADIUS = 0.12
+
+
+class Bench:
+    """A random network in a file, and questions about its first output."""
+
+    def __init__(self, folder, seed):
+        random = np.random.default_rng(seed)
+        self.folder, self.path = folder, folder / "model.onnx"
+        nodes, constants, value = [], [], "x"
+        for index in range(len(SIZES) - 1):
+            shape = SIZES[index], SIZES[index + 1]
+            weights = random.normal(size=shape) / np.sqrt(shape[0])
+            constants.append(numpy_helper.from_array(weights.astype(np.float32), f"w{index}"))
+            bias = random.normal(size=shape[1]) / 4
+            constants.append(numpy_helper.from_array(bias.astype(np.float32), f"b{index}"))
+            out = f"s{index}" if index + 2 < len(SIZES) else "y"
+            nodes.append(helper.make_node("Gemm", [value, f"w{index}", f"b{index}"], [out]))
+            if out != "y":
+                nodes.append(helper.make_node("Relu", [out], [f"h{index}"]))
+            value = f"h{index}"
+        graph = helper.make_graph(
+            nodes,
+            "graph",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, SIZES[0]])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, SIZES[-1]])],
+            constants,
+        )
+        opset = [helper.make_opsetid("", 17)]
+        save(helper.make_model(graph, opset_imports=opset, ir_version=8), self.path)
+        self.network = read_onnx(self.path)
+        self.centre = random.random(SIZES[0])
+        self.points = self.around(random.random((20_000, SIZES[0])))
+        self.least = self.network.evaluate(self.points)[:, 0].min()
+
+    def around(self, weight):
+        return self.centre + RADIUS * (2 * weight - 1)
+
+    def ask(self, limit):
+        """Whether Y_0 falls to a limit."""
+        lines = []
+        for i, x in enumerate(self.centre):
+            lines += [f"(declare-const X_{i} Real)"]
+            lines += [f"(assert (<= X_{i} {x + RADIUS}))(assert (>= X_{i} {x - RADIUS}))"]
+        lines += [f"(declare-const Y_{i} Real)" for i in range(SIZES[-1])]
+        path = self.folder / "property.vnnlib"
+        path.write_text("\n".join([*lines, f"(assert (<= Y_0 {limit}))"]))
+        return path, read_vnnlib(path, SIZES[0], SIZES[-1])
+
+    def search(self, subject):
+        split = ReluSplit(self.network, subject.cases, "float32")
+        replay = Replay([Part(self.path)])
+        for _ in range(400):
+            if not split.open:
+                break
+            witness = split.step(replay.confirm)
+            if witness is not None:
+                return split, witness
+        return split, None
+
+
+@pytest.fixture(params=range(3))
+def bench(request, tmp_path):
+    return Bench(tmp_path, request.param)
+
+
+def truth(bench):
+    """The least value of Y_0 that descent finds: an upper bound of the minimum."""
+    from lrai.verifier.attack import Attack, AttackSettings, Objective
+
+    _, subject = bench.ask(bench.least - 100)
+    objective = Objective(bench.network, subject.cases)
+    best = bench.least
+    x = bench.points[np.argsort(bench.network.evaluate(bench.points)[:, 0])[:50]]
+    for rate in np.geomspace(0.1, 1e-3, 200):
+        _, gradient = objective.descend(x, np.zeros(len(x), np.intp))
+        x = np.clip(x - rate * np.sign(gradient), subject.cases[0].lower, subject.cases[0].upper)
+        best = min(best, bench.network.evaluate(x)[:, 0].min())
+    assert Attack(bench.network, subject.cases, AttackSettings(starts=1, steps=1)).round() == []
+    return best
+
+
+def test_a_limit_below_the_minimum_is_proved_and_checked(bench):
+    path, subject = bench.ask(truth(bench) - 0.02)
+    split, witness = bench.search(subject)
+    assert witness is None
+    assert not split.open
+    assert not split.stuck
+    assert split.share == pytest.approx(1.0)
+    file = bench.folder / "certificate"
+    Certificate(bench.network.digests, subject, "float32", (split.tree,)).write(file)
+    result = check(file, [bench.path], path)
+    assert result.accepted, result.reason
+
+
+def test_a_limit_above_the_minimum_has_a_counterexample(bench):
+    _, subject = bench.ask(truth(bench) + 0.01)
+    _, witness = bench.search(subject)
+    assert witness is not None
+    assert subject.cases[0].contains(witness.x, witness.y)
+
+
+def test_boxes_of_splits_contain_what_the_network_computes(bench):
+    _, subject = bench.ask(bench.least)
+    root = ReluBox.root(bench.network, subject.cases, "float32")
+    box, kept = root.reduced(root.optimise(Steps(5)))
+    assert 0 < len(kept) <= root.hidden
+    region = box.region(np.zeros(box.hidden, np.int8))
+    neuron = candidates(
+        box,
+        region,
+        {relu: np.ones((1, box.slices[relu].stop - box.slices[relu].start)) for relu in box.relus},
+        1,
+    )[0]
+    values = box.network.values(bench.points)
+    relu = next(
+        relu for relu in box.relus if box.slices[relu].start <= neuron < box.slices[relu].stop
+    )
+    side = values[box.sources[relu]][:, neuron - box.slices[relu].start]
+    for sign in (-1, 1):
+        signs = np.zeros(box.hidden, np.int8)
+        signs[neuron] = sign
+        found, inside = box.region(signs), side * sign >= 0
+        assert found is not None
+        for index, value in enumerate(values[:-1]):
+            assert (value[inside] >= found.boxes[index].lower - 1e-9).all()
+            assert (value[inside] <= found.boxes[index].upper + 1e-9).all()
+
+
+def test_multipliers_of_splits_keep_bounds_below_the_values(bench):
+    _, subject = bench.ask(bench.least)
+    root = ReluBox.root(bench.network, subject.cases, "float32")
+    box, _ = root.reduced(root.optimise(Steps(5)))
+    region = box.region(np.zeros(box.hidden, np.int8))
+    levels = box.default_levels(region)
+    relu = box.relus[-1]
+    neuron = int(
+        np.argmax(
+            np.minimum(
+                -region.boxes[box.sources[relu]].lower[0], region.boxes[box.sources[relu]].upper[0]
+            )
+        )
+    )
+    signs = np.zeros(box.hidden, np.int8)
+    signs[box.slices[relu].start + neuron] = 1
+    start = Start(
+        {one: levels[None, part] for one, part in box.slices.items()},
+        {relu: np.zeros((1, box.slices[relu].stop - box.slices[relu].start), np.float32)},
+        {relu: signs[box.slices[relu]].astype(np.float64)},
+    )
+    split = box.region(signs)
+    regions = box.bounds.relax(split.boxes)
+    found = ascend(box.bounds, regions, np.eye(1), start, Steps(20))
+    first = ascend(box.bounds, regions, np.eye(1), start, Steps(1))
+    values = box.network.values(bench.points)
+    inside = values[box.sources[relu]][:, neuron] >= 0
+    assert first.bound[0] <= found.bound[0] <= values[-1][inside].min()
