@@ -37,6 +37,7 @@ def solve(
 
     The seconds of the verdict include reading. Raises LraiError where a file is missing or wrong.
     """
+    from lrai.verifier.checker import refusal
     from lrai.verifier.search import SearchSettings, verify
 
     start = time.monotonic()
@@ -51,10 +52,17 @@ def solve(
     left = instance.timeout_s - (time.monotonic() - start)
     settings = SearchSettings(parts=parts, timeout_s=max(left, 0.1), arithmetic=arithmetic)
     verdict = verify(network, subject, settings, progress)
-    if verdict.answer == "unsat" and verdict.certificate is None:
-        # Nobody could prove it again, so it is not called proved.
-        why = verdict.reason or "bounded, without a certificate"
-        verdict = replace(verdict, answer="unknown", reason=why)
+    if verdict.answer == "unsat":
+        # What nobody could prove again is not called proved.
+        why = verdict.reason if verdict.certificate is None else refusal(instance.models)
+        if why:
+            why = why.removeprefix("bounded, without a certificate: ")
+            verdict = replace(
+                verdict,
+                answer="unknown",
+                certificate=None,
+                reason=f"bounded, without a certificate: {why}",
+            )
     return replace(verdict, seconds=time.monotonic() - start)
 
 

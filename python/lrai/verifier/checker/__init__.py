@@ -3,6 +3,6 @@
 Call `check`. Nothing else of the verifier is ever imported from here.
 """
 
-from lrai.verifier.checker.check import CheckResult, check
+from lrai.verifier.checker.check import CheckResult, check, refusal
 
-__all__ = ["CheckResult", "check"]
+__all__ = ["CheckResult", "check", "refusal"]

@@ -57,6 +57,17 @@ def check(
     return CheckResult(accepted, reason, run.leaves, time.perf_counter() - started, run.exact)
 
 
+def refusal(models: Sequence[str | Path]) -> str:
+    """Why no certificate about these models could be checked; empty where one could."""
+    try:
+        read_models([Path(path).read_bytes() for path in models])
+    except RefusedError as error:
+        return str(error)
+    except Exception as error:  # noqa: BLE001 - what cannot be read cannot be checked
+        return f"the model cannot be made sense of: {error!r}"
+    return ""
+
+
 class _Run:
     """One check, and how far it went."""
 
