@@ -60,7 +60,8 @@ def check(
 def refusal(models: Sequence[str | Path]) -> str:
     """Why no certificate about these models could be checked; empty where one could."""
     try:
-        read_models([Path(path).read_bytes() for path in models])
+        with np.errstate(all="ignore"):
+            read_models([Path(path).read_bytes() for path in models])
     except RefusedError as error:
         return str(error)
     except Exception as error:  # noqa: BLE001 - what cannot be read cannot be checked
