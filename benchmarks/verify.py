@@ -152,7 +152,9 @@ def run(arguments: argparse.Namespace, path: Path) -> None:
             )
 
 
-def section(name: str, answers: Sequence[Answer], expected: dict[tuple[str, str], str]) -> Section:
+def section(
+    name: str, total: int, answers: Sequence[Answer], expected: dict[tuple[str, str], str]
+) -> Section:
     """The results as tables."""
     decided = [one for one in answers if one.answer != "unknown"]
     wrong = [
@@ -167,8 +169,8 @@ def section(name: str, answers: Sequence[Answer], expected: dict[tuple[str, str]
         [model, *(str(counts[model, answer]) for answer in ("unsat", "sat", "unknown"))]
         for model in models
     ]
-    total = Counter(one.answer for one in answers)
-    rows.append(["all", *(str(total[answer]) for answer in ("unsat", "sat", "unknown"))])
+    sums = Counter(one.answer for one in answers)
+    rows.append(["all", *(str(sums[answer]) for answer in ("unsat", "sat", "unknown"))])
     lines = [
         [
             one.model, one.subject, one.answer, f"{one.cpu_s:.1f}", f"{one.wall_s:.1f}",
@@ -193,13 +195,17 @@ def section(name: str, answers: Sequence[Answer], expected: dict[tuple[str, str]
             ),
         ],
         [
-            Goal(f"at least {GOALS[name]} decided", f"{len(decided)} of {len(answers)}",
+            Goal(f"at least {GOALS[name]} decided", f"{len(decided)} of {total}; {len(answers)} were tried",
                  len(decided) >= GOALS[name]),
             Goal("none wrong", f"{len(wrong)} of {len(expected)} known answers", not wrong),
             Goal("the checker accepts every certificate that it was given",
                  f"{sum(bool(one.accepted) for one in checked)} of {len(checked)}; "
                  f"{len(proved)} proofs",
                  all(one.accepted for one in checked)),
+        ],
+        notes=[
+            "The limit of a row is what it was given; an unknown one may have had less than the "
+            "official limit, and is taken up again by a run with a higher `--limit`.",
         ],
         data=[asdict(one) for one in answers],
     )  # fmt: skip
@@ -232,7 +238,9 @@ def main() -> None:
         rows = csv.DictReader(reference.open())
         expected = {(row["network"], row["property"]): row["answer"] for row in rows}
     answers = sorted(known(path).values(), key=lambda one: (one.model, one.subject))
-    write(RESULTS, section(arguments.set, answers, expected), where)
+    listed = (arguments.data / arguments.set / f"{arguments.set}_instances.csv").read_text()
+    total = len(listed.split())
+    write(RESULTS, section(arguments.set, total, answers, expected), where)
 
 
 if __name__ == "__main__":
