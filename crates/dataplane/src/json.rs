@@ -116,7 +116,8 @@ impl<'a> Scanner<'a> {
     #[inline]
     fn list(&mut self, open: u8, close: u8, mut entry: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
         self.need(open)?;
-        self.enter()?;
+        self.depth += 1;
+        self.check_depth(0)?;
         if self.peek() != Some(close) {
             entry(self)?;
             while self.take(b',') {
@@ -128,9 +129,8 @@ impl<'a> Scanner<'a> {
     }
 
     #[inline]
-    fn enter(&mut self) -> Result<()> {
-        self.depth += 1;
-        if self.depth > MAX_DEPTH {
+    fn check_depth(&self, more: u32) -> Result<()> {
+        if self.depth + more > MAX_DEPTH {
             return Err(
                 self.fault(format_args!("JSON nesting depth exceeds maximum allowed limit ({MAX_DEPTH})"))
             );
@@ -236,21 +236,23 @@ impl<'a> Scanner<'a> {
     /// Calls `element` for every element of an array of any nesting, in order, or for a value that is no array.
     #[inline]
     pub fn flatten(&mut self, mut element: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
-        let outer = self.depth;
+        let mut depth = 0;
         loop {
-            if self.take(b'[') {
-                self.enter()?;
+            if self.peek() == Some(b'[') {
+                self.at += 1;
+                depth += 1;
+                self.check_depth(depth)?;
                 if self.peek() != Some(b']') {
                     continue;
                 }
             } else {
                 element(self)?;
             }
-            while self.depth > outer && !self.take(b',') {
+            while depth > 0 && !self.take(b',') {
                 self.need(b']')?;
-                self.depth -= 1;
+                depth -= 1;
             }
-            if self.depth == outer {
+            if depth == 0 {
                 return Ok(());
             }
         }
@@ -258,20 +260,21 @@ impl<'a> Scanner<'a> {
 
     /// The text of the next value. Of an array only brackets and quotes are looked at: its reader must check the rest.
     pub fn span(&mut self) -> Result<&'a [u8]> {
-        let (is_array, start, outer) = (self.peek() == Some(b'['), self.at, self.depth);
+        let (is_array, start, mut depth) = (self.peek() == Some(b'['), self.at, 0);
         if !is_array {
             self.skip()?;
         }
-        while is_array && (self.at == start || self.depth > outer) {
+        while is_array && (self.at == start || depth > 0) {
             match self.find(|rest| memchr3(b'[', b']', b'"', rest))? {
-                b'[' => self.enter()?,
-                b']' => self.depth -= 1,
+                b'[' => depth += 1,
+                b']' => depth -= 1,
                 _ => {
                     while self.find(|rest| memchr2(b'"', b'\\', rest))? == b'\\' {
                         self.at += 1;
                     }
                 }
             }
+            self.check_depth(depth)?;
         }
         Ok(&self.text[start..self.at])
     }
