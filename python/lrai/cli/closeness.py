@@ -1,16 +1,24 @@
 """`lrai verify --against`: how far is a variant from its original? By proof, or by cases."""
 
 import json
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lrai.verifier.closeness import ClosenessSettings
+from lrai.errors import LraiError
+from lrai.verifier.closeness import ClosenessSettings, prove
 from lrai.verifier.closeness import compare as compare_over
+from lrai.verifier.deployed import DeployedModel
+from lrai.verifier.input_box import read_box
+from lrai.verifier.onnx_reader import read_onnx
+from lrai.verifier.statistical import Plan, Uniform, certify
 
 _EXIT: Final = {"PROVED": 0, "REFUTED": 1, "OPEN": 2}
+_ATTACK_S: Final = 10.0
 _MEANING: Final = {
     "PROVED": "close enough for every input in the region",
     "REFUTED": "too far apart: this input shows it",
@@ -28,7 +36,7 @@ class Comparison:
     settings: ClosenessSettings
     as_json: bool = False
     certificate: Path | None = None
-    """Where the statistical certificate goes."""
+    """Where the certificate goes, of either kind."""
 
 
 def compare(comparison: Comparison) -> int:
@@ -36,6 +44,8 @@ def compare(comparison: Comparison) -> int:
     found = compare_over(
         comparison.original, comparison.served, comparison.region, comparison.settings
     )
+    if found.answer == "PROVED" and comparison.certificate is not None:
+        _leave_proof(comparison, comparison.certificate, found.scale_lower)
     if comparison.as_json:
         print(found.to_json())
         return _EXIT[found.answer]
@@ -52,12 +62,36 @@ def compare(comparison: Comparison) -> int:
     return _EXIT[found.answer]
 
 
+def _leave_proof(comparison: Comparison, path: Path, scale: float) -> None:
+    """Write the certificate, and beside it the property in VNN-LIB 2.0."""
+    network = read_onnx(comparison.original)
+    box = read_box(comparison.region, network.input_size, network.output_size)
+    limit = comparison.settings.epsilon * scale
+    verdict, text = prove(comparison.original, comparison.served, box, limit, comparison.settings)
+    if verdict.certificate is None:
+        print(f"no certificate: {verdict.reason}", file=sys.stderr)
+        return
+    verdict.certificate.write(path)
+    subject = path.with_suffix(".vnnlib")
+    subject.write_text(text, encoding="utf-8")
+    print(
+        f"`lrai check {path} {comparison.original} {comparison.served} {subject}` proves it again",
+        file=sys.stderr,
+    )
+
+
+def _worst(comparison: Comparison) -> NDArray[np.float32] | None:
+    """An input that a search for the largest difference found, where the verifier can look."""
+    settings = replace(comparison.settings, is_absolute=True, timeout_s=_ATTACK_S)
+    try:
+        found = compare_over(comparison.original, comparison.served, comparison.region, settings)
+    except LraiError:
+        return None
+    return None if found.x is None else np.array([found.x], np.float32)
+
+
 def sample(comparison: Comparison, n: int, alpha: float, workers: int) -> int:
     """Bound the share of a region's inputs that differ by more, from n cases; the exit code."""
-    from lrai.verifier.deployed import DeployedModel
-    from lrai.verifier.input_box import read_box
-    from lrai.verifier.statistical import Plan, Uniform, certify
-
     original = DeployedModel(comparison.original)
     outputs = original.evaluate(np.zeros((1, original.input_size), np.float32)).shape[1]
     box = read_box(comparison.region, original.input_size, outputs)
@@ -71,7 +105,7 @@ def sample(comparison: Comparison, n: int, alpha: float, workers: int) -> int:
         alpha=alpha,
         seed=settings.seed,
     )
-    found = certify(plan, workers)
+    found = certify(plan, workers, _worst(comparison))
     if comparison.certificate is not None:
         comparison.certificate.write_text(found.to_json() + "\n", encoding="utf-8")
     if comparison.as_json:
@@ -82,6 +116,7 @@ def sample(comparison: Comparison, n: int, alpha: float, workers: int) -> int:
         f"{settings.epsilon:g}\n"
         f"  with confidence {1 - found.alpha:.4%} at most a share of {found.rate:.3g} of all "
         f"inputs does (uniform in the region, {found.method})\n"
-        f"  largest difference seen: {found.largest:.6g}"
+        f"  largest difference seen: {found.largest:.6g}; "
+        f"beside it, a search for the worst case: {json.dumps(found.adversarial)}"
     )
     return 1 if found.k else 2

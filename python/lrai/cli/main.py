@@ -1,5 +1,6 @@
 """The command `lrai`: its subcommands, its help, and how an error looks."""
 
+import os
 import sys
 from importlib import import_module
 from typing import Annotated, Final
@@ -12,6 +13,9 @@ from lrai.errors import ConfigError, LraiError
 _COMMANDS: Final = ("serve", "models", "infer", "bench", "doctor", "verify", "check", "radius")
 # Their codes 1 and 2 are answers, so what cannot be asked is 3.
 _ANSWERING: Final = ("verify", "check")
+# Their matrices are small: several threads would wait for each other more than they compute.
+_COMPUTING: Final = (*_ANSWERING, "radius")
+_THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 _HELP = """Serve ONNX models: safely, fast, with a standard protocol.
 
@@ -62,6 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
     where 1 and 2 are answers.
     """
     given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] and given[0] in _COMPUTING:
+        for name in _THREADS:  # read when numpy is imported
+            os.environ.setdefault(name, "1")
     is_answering = given[:1] and given[0] in _ANSWERING
     try:
         build_app(*given[:1])(_plain(given), prog_name="lrai")
