@@ -195,7 +195,7 @@ def section(
             ),
         ],
         [
-            Goal(f"at least {GOALS[name]} decided", f"{len(decided)} of {total}; {len(answers)} were tried",
+            Goal(f"at least {GOALS[name]} decided", f"{len(decided)} of {total}; {len(answers)} tried",
                  len(decided) >= GOALS[name]),
             Goal("none wrong", f"{len(wrong)} of {len(expected)} known answers", not wrong),
             Goal("the checker accepts every certificate that it was given",
@@ -204,8 +204,7 @@ def section(
                  all(one.accepted for one in checked)),
         ],
         notes=[
-            "The limit of a row is what it was given; an unknown one may have had less than the "
-            "official limit, and is taken up again by a run with a higher `--limit`.",
+            "An unknown row may have had less than the official limit; a higher --limit resumes it."
         ],
         data=[asdict(one) for one in answers],
     )  # fmt: skip
