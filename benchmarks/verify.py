@@ -195,7 +195,8 @@ def section(
             ),
         ],
         [
-            Goal(f"at least {GOALS[name]} decided", f"{len(decided)} of {total}; {len(answers)} tried",
+            Goal(f"at least {GOALS[name]} decided",
+                 f"{len(decided)} of {total}; {len(answers)} tried",
                  len(decided) >= GOALS[name]),
             Goal("none wrong", f"{len(wrong)} of {len(expected)} known answers", not wrong),
             Goal("the checker accepts every certificate that it was given",
