@@ -29,7 +29,12 @@ def guarded(tmp_path_factory):
 
 
 def ask(server, model, rows):
-    tensor = {"name": "x", "datatype": "FP32", "shape": [len(rows), 2], "data": np.ravel(rows).tolist()}
+    tensor = {
+        "name": "x",
+        "datatype": "FP32",
+        "shape": [len(rows), 2],
+        "data": np.ravel(rows).tolist(),
+    }
     url = f"http://{server.http}/v2/models/{model}/infer"
     answer = httpx.post(url, json={"inputs": [tensor]})
     assert answer.status_code == 200, answer.text

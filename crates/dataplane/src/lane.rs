@@ -109,7 +109,7 @@ fn read<S: AsyncRead + Unpin, T>(
 
 /// Submits what was read, if it is one plain request and nothing else.
 fn begin(connection: &Arc<Connection>, bytes: &[u8]) -> Step {
-    let Some((path, head, body)) = plain(bytes) else { return Step::Left(bytes.to_vec()) };
+    let Some(Plain { path, head, body }) = plain(bytes) else { return Step::Left(bytes.to_vec()) };
     let submit = || {
         let Ok(Some((name, version, "infer"))) = target(path) else { return None };
         connection.state.speak_http1();
@@ -126,9 +126,15 @@ fn begin(connection: &Arc<Connection>, bytes: &[u8]) -> Step {
     }
 }
 
-/// Path, length of the JSON head and body of a plain request: it posts, is complete, and has no header but those that are
-/// understood here.
-fn plain(bytes: &[u8]) -> Option<(&str, Option<&[u8]>, &[u8])> {
+/// A plain request: it posts, is complete, and has no header but those that are understood here.
+struct Plain<'a> {
+    path: &'a str,
+    /// The length of the JSON head, as the client states it.
+    head: Option<&'a [u8]>,
+    body: &'a [u8],
+}
+
+fn plain(bytes: &[u8]) -> Option<Plain<'_>> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     let Ok(httparse::Status::Complete(start)) = request.parse(bytes) else { return None };
@@ -147,7 +153,8 @@ fn plain(bytes: &[u8]) -> Option<(&str, Option<&[u8]>, &[u8])> {
     }
     let (body, is_post) = (&bytes[start..], request.method == Some("POST"));
     let is_whole = len == Some(itoa::Buffer::new().format(body.len()).as_bytes());
-    (is_post && request.version == Some(1) && is_whole).then_some((request.path?, head, body))
+    let path = request.path?;
+    (is_post && request.version == Some(1) && is_whole).then_some(Plain { path, head, body })
 }
 
 /// Waits for an answer and writes it, head and body.

@@ -34,7 +34,8 @@ pub fn covers(spec: &ModelSpec, rows: u32, inputs: &PerInput<&[u8]>) -> Option<b
 impl GuardBox {
     fn has(&self, inputs: &PerInput<&[u8]>, row: usize, rows: usize) -> bool {
         let mut bounds = self.lower.iter().zip(&self.upper);
-        let parts = inputs.iter().map(|bytes| &bytes[bytes.len() / rows * row..bytes.len() / rows * (row + 1)]);
+        let parts =
+            inputs.iter().map(|bytes| &bytes[bytes.len() / rows * row..bytes.len() / rows * (row + 1)]);
         let is_inside = parts.flat_map(|part| part.as_chunks::<4>().0).all(|value| {
             let value = f64::from(f32::from_le_bytes(*value));
             // What is not a number is in no box.
@@ -51,7 +52,8 @@ mod tests {
     #[test]
     fn a_row_is_in_a_box_with_all_its_elements() {
         let guard = GuardBox { lower: vec![0.0, -1.0], upper: vec![1.0, 1.0] };
-        let bytes = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|value| value.to_le_bytes()).collect() };
+        let bytes =
+            |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|value| value.to_le_bytes()).collect() };
         for (values, expected) in [
             (&[0.0, 1.0][..], true),
             (&[0.5, 1.5], false),

@@ -25,6 +25,7 @@ def served(max_batch_size: int) -> ServedModel:
         file_name="model.onnx",
         parameters={"mode": "fast"},
         num_latest=1,
+        guard=(),
         notes=(),
     )
 
