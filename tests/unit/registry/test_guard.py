@@ -17,10 +17,10 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def guard(model: Path, **changes: Any) -> str:
+def guard(path: Path, **changes: Any) -> str:
     document = {
         "format": "lrai-guard-1",
-        "model": hashlib.sha256(model.read_bytes()).hexdigest(),
+        "model": hashlib.sha256(path.read_bytes()).hexdigest(),
         "claim": "it stays small",
         "boxes": [{"lower": [0, 0.5], "upper": [1, 2]}],
     }
