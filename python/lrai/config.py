@@ -171,7 +171,7 @@ class ModelConfig:
     replicas: int = _setting(1, _integer(1, 1024))
     """Processes that serve one version."""
     threads: int = _setting(0, _integer(0, 1024))
-    """Engine threads per replica; 0 = processors / replicas."""
+    """Engine threads per replica; 0 = processors / replicas, 1 for a file below 64 KB."""
     max_batch_size: int = _setting(64, _integer(0, 1 << 20))
     """Most rows in a batch of a batchable model; 0 = never batch."""
     retry: bool = _setting(True, BOOLEAN)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from lrai.config import KnobsConfig, ModelConfig
 from lrai.core.model import Signature, TensorInfo
@@ -9,6 +10,8 @@ from lrai.errors import RepositoryError
 from lrai.registry.guard import GuardBox, read_guard
 from lrai.registry.repository import ModelSource
 from lrai.registry.triton_config import TensorConfig
+
+_TINY_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def model_settings(source: ModelSource, cpus: int) -> tuple[ModelConfig, KnobsCo
         model,
         backend=source.backend,
         replicas=replicas,
-        threads=threads or max(1, cpus // replicas),
+        threads=threads or _default_threads(source, cpus // replicas),
         max_queue_requests=config.max_queue_requests or model.max_queue_requests,
     )
     if config.queue_delay_us is not None:
@@ -50,6 +53,13 @@ def model_settings(source: ModelSource, cpus: int) -> tuple[ModelConfig, KnobsCo
     if config.preferred_rows is not None:
         knobs = replace(knobs, k=config.preferred_rows)
     return model, knobs
+
+
+def _default_threads(source: ModelSource, share: int) -> int:
+    """One for a model that computes less in a batch than waking a second thread costs."""
+    sizes = [sum(size for _, _, size in one.fingerprint) for one in source.versions]
+    is_tiny = source.backend == "onnxruntime" and max(sizes, default=0) < _TINY_BYTES
+    return 1 if is_tiny else max(1, share)
 
 
 def resolve(source: ModelSource, version: str, signature: Signature, cpus: int) -> ServedModel:

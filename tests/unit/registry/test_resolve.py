@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ FIXED = replace(BATCHED, inputs=(TensorInfo("x", "FP32", (1, 3, 8)),), batchable
 def source(tmp_path: Path) -> Any:
     """Return a function from a configuration and flags to a model on disk."""
 
-    def make(config: dict[str, Any] | None = None, **flags: str) -> ModelSource:
+    def make(config: dict[str, Any] | None = None, size: int = 5, **flags: str) -> ModelSource:
         folder = tmp_path / "mlp"
         (folder / "1").mkdir(parents=True, exist_ok=True)
-        (folder / "1" / "model.onnx").write_text("model")
+        (folder / "1" / "model.onnx").write_bytes(bytes(size))
         if config is not None:
             (folder / "config.pbtxt").write_text(json.dumps(config))
         settings = load_settings({"path": str(tmp_path), **flags}, {})
@@ -106,8 +107,14 @@ def test_labels_of_a_file_replace_those_of_the_model(source: Any) -> None:
 
 
 def test_threads_are_shared_between_replicas(source: Any) -> None:
+    source = partial(source, size=1 << 16)
     assert model_settings(source(), cpus=4)[0].threads == 4
     assert model_settings(source({"instance_group": [{"count": 3}]}), cpus=4)[0].threads == 1
+    assert model_settings(source(None, threads="2"), cpus=4)[0].threads == 2
+
+
+def test_a_tiny_model_has_one_thread_unless_it_is_told(source: Any) -> None:
+    assert model_settings(source(), cpus=4)[0].threads == 1
     assert model_settings(source(None, threads="2"), cpus=4)[0].threads == 2
 
 
