@@ -36,6 +36,7 @@ _STEPS = 12
 _CHASED, _CHASE_STEPS = 64, 8
 """Points of a batch that go downhill, and how far."""
 _STEP_S = 0.25
+_LOOK_S = 0.5
 _TRIED = 64
 """Optimised boxes without a proof that make a worse bound hopeless."""
 _EASY = 2000
@@ -107,15 +108,24 @@ class InputSplit:
         return self.frontier.bound
 
     def holds_over_the_reals(self) -> bool:
-        """Whether one look at all open boxes proves them without the deployed rounding."""
-        box, _ = self.frontier.pop(self.batch)
-        if self.open or self._step_s > 4 * _STEP_S:
+        """Whether one look at all open boxes, as far as a moment lets, proves them in the reals."""
+        if self._step_s > 4 * _STEP_S:
             return False
-        lower = np.concatenate([box.lower, *(part.lower for part in self._stuck)])
-        upper = np.concatenate([box.upper, *(part.upper for part in self._stuck)])
         self.bounds.arithmetic = "real"
-        found = self._weigh(self.bounds.regions(Box(lower, upper)), len(lower))
-        return bool((found.bound > 0).all())
+        end = time.monotonic() + _LOOK_S
+        parts = self._stuck
+        while parts or self.open:
+            if time.monotonic() > end:
+                return False
+            if not parts:
+                parts = [self.frontier.pop(self.batch)[0]]
+            lower = np.concatenate([part.lower for part in parts])
+            upper = np.concatenate([part.upper for part in parts])
+            found = self._weigh(self.bounds.regions(Box(lower, upper)), len(lower))
+            if not (found.bound > 0).all():
+                return False
+            parts = []
+        return True
 
     def step(self, confirm: Confirm) -> Witness | None:
         """Bound one batch, close or split each of its boxes; a witness ends the search."""
