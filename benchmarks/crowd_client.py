@@ -10,7 +10,7 @@ import asyncio
 import resource
 import sys
 
-BYTE_EVERY_S = 0.05
+BYTE_EVERY_S = 0.5
 OPENED_AT_ONCE = 100
 REQUEST = (
     b"POST /v2/models/mlp/infer HTTP/1.1\r\nHost: crowd\r\nContent-Length: 400\r\n\r\n" + b" " * 400

@@ -19,7 +19,7 @@ IDLE, DRIBBLING = 5_000, 200
 LIMIT_RATIO = 1.5
 HOW = f"""One lrai serves the MLP at {RATE:.0f} JSON requests/s, scheduled, over {CONNECTIONS}
 connections, alone and beside {IDLE:,} connections that asked once and stay, and {DRIBBLING}
-that send a request byte by byte, 20 bytes a second each; every round measures both. All clients
+that send a request byte by byte, two bytes a second each; every round measures both. All clients
 share the cores with the server."""
 
 

@@ -28,7 +28,7 @@ from lrai.registry.repository import Repository
 
 SETTINGS_VARIABLE: Final = "LRAI_SERVE_SETTINGS"
 _TICK_S: Final = 0.1
-_IDLE_TICK_S: Final = 0.25
+_IDLE_TICK_S: Final = 0.5
 _DRAIN_STEP_S: Final = 0.02
 _log = get_log("server")
 
