@@ -17,11 +17,24 @@ from benchmarks import processes
 from benchmarks.load import Client, Load, LoadError, LoadResult
 from benchmarks.models import Array, model_path
 from benchmarks.payloads import Payload, payload
+from benchmarks.report import Spread
 from benchmarks.versus import PEERS
 from benchmarks.versus.base import Peer, PeerError, Served
 from benchmarks.versus.onnxruntime_loop import OnnxruntimeLoop
 
 WARM_UP_S = 1.0
+LATENCY_COLUMNS = ("p50 ms", "p99 ms", "p99.9 ms", "max ms", "errors")
+
+
+def latency_cells(loads: Sequence[LoadResult]) -> list[str]:
+    """What stands under LATENCY_COLUMNS for the rounds of one measurement."""
+    return [
+        Spread.of([load.p50_ms for load in loads]).text(2),
+        Spread.of([load.p99_ms for load in loads]).text(2),
+        Spread.of([load.p999_ms for load in loads]).text(2),
+        Spread.of([load.max_ms for load in loads]).text(1),
+        str(sum(load.errors for load in loads)),
+    ]
 
 
 @dataclass(frozen=True)

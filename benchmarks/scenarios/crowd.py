@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from benchmarks.bench import Bench
+from benchmarks.bench import LATENCY_COLUMNS, Bench, latency_cells
 from benchmarks.load import Load, LoadError, LoadResult
 from benchmarks.payloads import payload
 from benchmarks.report import Goal, Section, Spread, Table
@@ -35,7 +35,10 @@ def run(bench: Bench) -> Section:
             with _crowd(peer) as ended:
                 beside.append(_measure(bench, peer))
             closed += ended[0]
-    rows = [["alone", *_cells(alone)], [f"{IDLE:,} idle, {DRIBBLING} dribbling", *_cells(beside)]]
+    rows = [
+        ["alone", *latency_cells(alone)],
+        [f"{IDLE:,} idle, {DRIBBLING} dribbling", *latency_cells(beside)],
+    ]
     quiet = Spread.of([load.p99_ms for load in alone])
     crowded = Spread.of([load.p99_ms for load in beside])
     errors = sum(load.errors for load in alone + beside)
@@ -47,7 +50,7 @@ def run(bench: Bench) -> Section:
         ),
         Goal("no error, no idle connection closed", f"{errors}, {closed}", errors + closed == 0),
     ]
-    columns = ["MLP", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "errors"]
+    columns = ["MLP", *LATENCY_COLUMNS]
     data = {"alone": alone, "beside": beside}
     return Section(
         "crowd",
@@ -86,13 +89,3 @@ def _crowd(peer: Peer) -> Iterator[list[int]]:
     finally:
         crowd.kill()
         crowd.wait()
-
-
-def _cells(loads: list[LoadResult]) -> list[str]:
-    return [
-        Spread.of([load.p50_ms for load in loads]).text(2),
-        Spread.of([load.p99_ms for load in loads]).text(2),
-        Spread.of([load.p999_ms for load in loads]).text(2),
-        Spread.of([load.max_ms for load in loads]).text(1),
-        str(sum(load.errors for load in loads)),
-    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from benchmarks.bench import WARM_UP_S, Bench
+from benchmarks.bench import LATENCY_COLUMNS, WARM_UP_S, Bench, latency_cells
 from benchmarks.load import Load, LoadResult
 from benchmarks.payloads import payload
 from benchmarks.report import Goal, Section, Spread, Table
@@ -30,16 +30,16 @@ def run(bench: Bench) -> Section:
                 for _ in range(bench.rounds):
                     alone.append(bench.measure(peer, _quiet(bench, peer)).load)
                     beside.setdefault(neighbour, []).append(_beside(bench, peer, neighbour))
-    rows = [["alone", *_cells(alone), "-"]] if alone else []
+    rows = [["alone", *latency_cells(alone), "-"]] if alone else []
     goals = []
     for neighbour, found in beside.items():
         quiet = [mlp for mlp, _ in found]
         flood = Spread.of([load.rate for _, load in found]).text(1)
-        rows.append([f"beside {neighbour}", *_cells(quiet), flood])
+        rows.append([f"beside {neighbour}", *latency_cells(quiet), flood])
         p99 = Spread.of([load.p99_ms for load in quiet])
         text = f"MLP at {RATE:.0f}/s beside {neighbour}: p99 at most {LIMIT_MS:.0f} ms"
         goals.append(Goal(text, f"{p99.text(2)} ms", p99.median <= LIMIT_MS))
-    columns = ["MLP", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "errors", "neighbour requests/s"]
+    columns = ["MLP", *LATENCY_COLUMNS, "neighbour requests/s"]
     data = {"alone": alone, "beside": beside}
     return Section(
         "noise",
@@ -65,13 +65,3 @@ def _beside(bench: Bench, peer: Peer, neighbour: str) -> tuple[LoadResult, LoadR
         flooding = pool.submit(bench.client.send, flood)
         quiet = bench.measure(peer, _quiet(bench, peer)).load
         return quiet, flooding.result()
-
-
-def _cells(loads: list[LoadResult]) -> list[str]:
-    return [
-        Spread.of([load.p50_ms for load in loads]).text(2),
-        Spread.of([load.p99_ms for load in loads]).text(2),
-        Spread.of([load.p999_ms for load in loads]).text(2),
-        Spread.of([load.max_ms for load in loads]).text(1),
-        str(sum(load.errors for load in loads)),
-    ]
