@@ -98,7 +98,9 @@ fn run(case: &Case) -> Result<(), Box<dyn std::error::Error>> {
     for turn in 0..TURNS + 1000 {
         if turn == 1000 {
             allocations = ALLOCATIONS.load(Relaxed);
-            times.iter_mut().for_each(|times| times.1.clear());
+            for verb in &mut times {
+                verb.1.clear();
+            }
         }
         now += Duration::from_micros(20);
         let number = turn as u64;
