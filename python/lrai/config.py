@@ -114,6 +114,8 @@ class GatewayConfig:
     """Time a client has to send its body."""
     keep_alive_timeout_s: float = _setting(600.0, DURATION)
     """Time a connection may stay open between two requests."""
+    tenant_header: str = _setting("", TEXT)
+    """Header that names a request's tenant: tenants share each model fairly; empty = no tenants."""
     not_ready_status: str = _setting("400", _choice("400", "503"))
     """Status of /v2/health/ready before ready; KServe wants 503."""
 
@@ -202,6 +204,13 @@ class KnobsConfig:
     """Time kept before a request's deadline."""
     work_conserving: bool = _setting(True, BOOLEAN)
     """Close the batch when a replica is free."""
+
+    def to_json(self) -> str:
+        """Return the knobs as the data plane reads them."""
+        plain = asdict(self)
+        for name in ("tau", "slack"):
+            plain[f"{name}_us"] = round(plain.pop(f"{name}_s") * 1e6)
+        return json.dumps(plain)
 
 
 @dataclass(frozen=True)
