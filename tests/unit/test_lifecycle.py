@@ -31,7 +31,7 @@ async def test_actor_gets_the_settings_of_its_model(world: Any) -> None:
         5.0,
     )
     assert spec.model.options == {"a": "1"}
-    assert {1: 8} == {key: knobs["k"] for key, knobs in world.native.knobs.items()}
+    assert {key: knobs["k"] for key, knobs in world.native.knobs.items()} == {1: 8}
     assert (world.native.knobs[1]["tau_us"], world.native.knobs[1]["slack_us"]) == (1000, 1000)
 
 
