@@ -86,7 +86,7 @@ class Gateway:
         """Return the counters of every model that has replicas."""
 
     def answer(self, ticket: int, code: str, message: str) -> None:
-        """Answer a `command` event; code "" = done."""
+        """Answer a `command` event; code "" = done, and the message what the client asked for."""
 
     def drain(self) -> None:
         """Stop accepting; finish open requests, then close their connections."""
