@@ -23,6 +23,8 @@ _PRIOR_WEIGHT: Final = 0.002
 _PRIOR_NOISE: Final = 0.1
 _MISFIT: Final = 0.01
 _SURPRISE: Final = 0.1
+# Batches after which a size is known.
+_KNOWN: Final = 8.0
 _EXACT_ROWS: Final = 16
 
 
@@ -119,18 +121,18 @@ class _Curve:
         (low, left), (high, right) = knots[at - 1], knots[at]
         return line_s * (1 + left + (right - left) * (rows - low) / (high - low))
 
-    def surprise(self, samples: Iterable[ServiceSample]) -> float:
-        """Return how many times longer batches took than predicted; 0 if that may be noise."""
+    def speed(self, samples: Iterable[ServiceSample]) -> float:
+        """Return how many times longer batches took than others of their size; 1 = may be noise."""
         took_s = expected_s = chance_s2 = 0.0
-        last = len(self.table_s) - 1
         for sample in samples:
-            one_s = self.table_s[min(sample.rows, last)]
-            took_s += sample.sum_s
-            expected_s += sample.batches * one_s
-            chance_s2 += sample.batches * (self.noise * one_s) ** 2
+            cell = self.cells.get(_cell_of(sample.rows))
+            if cell is not None and cell.weight >= _KNOWN:
+                took_s += sample.sum_s
+                expected_s += sample.batches * cell.mean_s
+                chance_s2 += sample.batches * (self.noise * cell.mean_s) ** 2
         gap_s = abs(took_s - expected_s)
         is_chance = gap_s <= _SURPRISE * expected_s + 3 * sqrt(chance_s2)
-        return 0.0 if is_chance else took_s / expected_s
+        return 1.0 if is_chance else took_s / expected_s
 
     def doubt_s(self, rows: float) -> float:
         """Return the standard error of the line at `rows`."""
@@ -152,9 +154,9 @@ class ServiceModel:
         return sorted(self._curves)
 
     def update(self, samples: Iterable[ServiceSample], now_s: float) -> bool:
-        """Learn from a tick's batches; return whether they took another time than predicted.
+        """Learn from a tick's batches; return whether predictions have changed at once.
 
-        Predictions change with `fit`, and at once where batches surprise.
+        They do where sizes are new or take another time than before, and else with `fit`.
         """
         by_edge: dict[int, list[ServiceSample]] = {}
         for sample in samples:
@@ -162,18 +164,15 @@ class ServiceModel:
                 by_edge.setdefault(sample.edge, []).append(sample)
         is_surprised = False
         for edge, group in by_edge.items():
-            curve = self._curves.get(edge)
-            speed = 0.0
-            is_new = curve is None
-            if curve is None:
-                curve = self._curves[edge] = _Curve()
-            elif speed := curve.surprise(group):
+            curve = self._curves.setdefault(edge, _Curve())
+            speed, sizes = curve.speed(group), len(curve.cells)
+            if speed != 1.0:
                 # Whatever slowed or sped these batches did the same to those that were not run.
                 for cell in curve.cells.values():
                     cell.scale(speed)
             for sample in group:
                 curve.cells.setdefault(_cell_of(sample.rows), _Cell()).add(sample, now_s)
-            if is_new or speed:
+            if speed != 1.0 or len(curve.cells) > sizes:
                 curve.fit(now_s, self.max_rows)
                 is_surprised = True
         return is_surprised
