@@ -91,7 +91,7 @@ class Gateway:
         """
 
     def answer(self, ticket: int, code: str, message: str) -> None:
-        """Answer a `command` event; code "" = done."""
+        """Answer a `command` event; code "" = done, and the message what the client asked for."""
 
     def drain(self) -> None:
         """Stop accepting; finish open requests, then close their connections."""
@@ -134,7 +134,7 @@ class Window:
 
     @property
     def service(self) -> list[tuple[int, int, int, int, int]]:
-        """Batches since the last look: bucket edge, rows, count, their times in us, squares in us^2.
+        """Batches since the last look: bucket edge, rows, count, sum in us, sum of squares in us^2.
 
         A time is what the batch took at its replica, as the gateway saw it.
         """
