@@ -1,0 +1,12 @@
+"""Every policy by its name, as the settings say it."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from lrai.scheduler.aimd import Aimd
+from lrai.scheduler.policy import Policy
+from lrai.scheduler.static import FixedDelay, Greedy, Static
+
+POLICIES: Final[Mapping[str, type[Policy]]] = {
+    one.name: one for one in (Static, FixedDelay, Greedy, Aimd)
+}
