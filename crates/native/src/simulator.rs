@@ -1,5 +1,6 @@
 //! The simulator: arrivals in as packed integers, counters out as the gateway's.
 
+use lrai_dataplane::knobs::Knobs;
 use lrai_simulator::{Arrival, Simulator as Inner};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
@@ -29,12 +30,21 @@ impl Simulator {
         Ok(Self { inner: Mutex::new(Inner::new(config, arrivals.collect()).map_err(refuse)?) })
     }
 
+    fn set_knobs(&self, knobs: &str) -> PyResult<()> {
+        self.inner.lock().set_knobs(Knobs::parse(knobs).map_err(refuse)?);
+        Ok(())
+    }
+
     fn advance(&self, py: Python<'_>, seconds: f64) {
         py.detach(|| self.inner.lock().advance(seconds));
     }
 
     fn drain(&self, py: Python<'_>) {
         py.detach(|| self.inner.lock().drain());
+    }
+
+    fn observe(&self) -> PyResult<String> {
+        serde_json::to_string(&self.inner.lock().observe()).map_err(refuse)
     }
 
     fn outcome(&self, py: Python<'_>) -> PyResult<String> {
