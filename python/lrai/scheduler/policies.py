@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from lrai.scheduler.aimd import Aimd
+from lrai.scheduler.model_based import ModelBased
 from lrai.scheduler.policy import Policy
 from lrai.scheduler.static import FixedDelay, Greedy, Static
 
 POLICIES: Final[Mapping[str, type[Policy]]] = {
-    one.name: one for one in (Static, FixedDelay, Greedy, Aimd)
+    one.name: one for one in (ModelBased, Greedy, Aimd, FixedDelay, Static)
 }
