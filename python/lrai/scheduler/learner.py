@@ -15,7 +15,7 @@ from lrai.scheduler.knobs import Knobs
 from lrai.scheduler.model_based import ModelBased
 from lrai.scheduler.observation import Observation
 from lrai.scheduler.plan import LATENCY_COST, MISS_COST
-from lrai.scheduler.policy import Policy, Target
+from lrai.scheduler.policy import Target
 
 ACTIONS: Final = (
     *((1.0, 1.0), (0.5, 1.0), (0.75, 1.0), (1.5, 1.0), (2.0, 1.0)),
@@ -54,7 +54,7 @@ class _Arm:
         return self.mean - width * deviation / sqrt(self.count)
 
 
-class Learner(Policy):
+class Learner(ModelBased):
     """Trims the model-based plan by what its multiples have cost so far."""
 
     name = "learner"
@@ -62,7 +62,6 @@ class Learner(Policy):
     def __init__(self, target: Target, width: float = _WIDTH) -> None:
         """Know nothing; `width` is how many standard errors of luck an action is granted."""
         super().__init__(target)
-        self.model = ModelBased(target)
         self.width = width
         self._arms: dict[tuple[int, int], _Arm] = {}
         self._context = self._action = 0
@@ -73,9 +72,9 @@ class Learner(Policy):
 
     def decide(self, seen: Observation) -> Knobs:
         """Learn what the last action cost, then choose the next one every few ticks."""
-        knobs = self.model.decide(seen)
-        goal_s, plan = self.target.goal_s, self.model.plan
-        if goal_s is None or plan is None:
+        knobs = super().decide(seen)
+        goal_s, plan = knobs.goal_s, self.plan
+        if not goal_s or plan is None:
             self._ticks = 0
             return knobs
         self._watch_misses(seen)
@@ -92,26 +91,26 @@ class Learner(Policy):
             bounds = [self._arm(action).bound(self.width) for action in range(len(ACTIONS))]
             self._action = min(range(len(ACTIONS)), key=bounds.__getitem__)
         self._ticks += 1
-        return _scaled(knobs, plan.tau_s, self._action)
+        return self._scaled(knobs)
 
     def why(self) -> str:
         """Say what the model wants and how that is trimmed."""
         rows, age = ACTIONS[self._action]
         arm = self._arm(self._action)
         return (
-            f"{self.model.why()}; rows times {rows:g} and age times {age:g},"
+            f"{super().why()}; rows times {rows:g} and age times {age:g},"
             f" which cost {arm.mean:+.3f} in {arm.count:.0f} trials at such a load"
         )
 
     def to_plain(self) -> dict[str, Any]:
         """Return the model's state and the table of costs."""
         arms = [[*key, arm.count, arm.mean, arm.variance] for key, arm in self._arms.items()]
-        return {"model": self.model.to_plain(), "arms": arms}
+        return {"model": super().to_plain(), "arms": arms}
 
     def from_plain(self, plain: Mapping[str, Any]) -> None:
         """Take up what `to_plain` returned; a table alone, as training writes it, will do."""
         if "model" in plain:
-            self.model.from_plain(plain["model"])
+            super().from_plain(plain["model"])
         self._arms = {
             (int(context), int(action)): _Arm(*state) for context, action, *state in plain["arms"]
         }
@@ -121,12 +120,12 @@ class Learner(Policy):
 
     def _find_context(self, seen: Observation) -> int:
         """Number the load: octaves of the share of the capacity, twice for even and for bursty."""
-        rows_s = self.model.arrivals.rate * self.model.arrivals.rows_per_request
-        edge = self.model.service.edges[-1]
-        table_s = self.model.service.table_s(edge)
+        rows_s = self.arrivals.rate * self.arrivals.rows_per_request
+        edge = self.service.edges[-1]
+        table_s = self.service.table_s(edge)
         share = rows_s * table_s[-1] / (len(table_s) - 1) / max(1, seen.replicas)
         level = min(_LEVELS - 1, max(0, int(_LEVELS + log2(max(share, 1e-9)) * 1.5)))
-        return level + _LEVELS * self.model.arrivals.is_bursty
+        return level + _LEVELS * self.arrivals.is_bursty
 
     def _seen_cost(self, seen: Observation, goal_s: float) -> float:
         busy = seen.busy_s / seen.interval_s / max(1, seen.replicas)
@@ -152,11 +151,11 @@ class Learner(Policy):
             self._misses = 0.0
             self._retreats_until_s = seen.now_s + _RETREAT_S
 
-
-def _scaled(knobs: Knobs, tau_s: float, action: int) -> Knobs:
-    """Multiply rows and age, within the cap."""
-    rows, age = ACTIONS[action]
-    if not rows:
-        return replace(knobs, k=0, tau_s=0.0, work_conserving=True)
-    k = min(knobs.cap, max(1, round(knobs.k * rows)))
-    return replace(knobs, k=k, tau_s=tau_s * age, work_conserving=k == 1)
+    def _scaled(self, knobs: Knobs) -> Knobs:
+        """Multiply rows and age, within the cap and what the goal allows."""
+        rows, age = ACTIONS[self._action]
+        k = min(knobs.cap, max(1, round(knobs.k * rows)))
+        if k == 1:
+            return replace(knobs, k=1, tau_s=0.0, work_conserving=True)
+        tau_s = min(self.longest_s, knobs.tau_s * age)
+        return replace(knobs, k=k, tau_s=tau_s, work_conserving=False)

@@ -54,7 +54,7 @@ def read_service(text: str, model: str = "") -> Service:
     """Return the service times that a person names; raises ConfigError."""
     try:
         if text.startswith(("http://", "https://")):
-            return Service(_asked(text, model))
+            return _asked(text, model)
         if text.endswith(".json"):
             points = json.loads(Path(text).read_text(encoding="utf-8"))
             return _checked(points)
@@ -71,16 +71,16 @@ def _checked(points: Any) -> Service:
     return Service(tuple(times))
 
 
-def _asked(url: str, model: str) -> tuple[tuple[int, int, float], ...]:
-    """Read the mean engine time per batch size out of the server's statistics."""
+def _asked(url: str, model: str) -> Service:
+    """Read the mean time per batch size, as the gateway saw it, out of the server's statistics."""
     if not model:
         raise ValueError("a server has several models; name one with --model")
     address = f"{url.rstrip('/')}/v2/models/{model}/stats"
     with urllib.request.urlopen(address, timeout=_PATIENCE_S) as answer:
         batches = json.load(answer)["model_stats"][0]["batch_stats"]
-    times = [
-        (0, int(one["batch_size"]), int(one["compute_infer"]["ns"]) / int(one["compute_infer"]["count"]) / 1e3)
+    parts = ("compute_input", "compute_infer")  # the first one holds the way there and back
+    return _checked(
+        (0, one["batch_size"], sum(one[part]["ns"] / one[part]["count"] for part in parts) / 1e3)
         for one in batches
-        if int(one["compute_infer"]["count"])
-    ]
-    return _checked(times).times_us
+        if one["compute_infer"]["count"]
+    )

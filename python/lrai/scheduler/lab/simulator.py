@@ -15,6 +15,7 @@ from lrai.scheduler.observation import Counters, Observation, observe
 from lrai.scheduler.policy import Policy, Target
 
 TICK_S: Final = 0.1
+_BOUNDS: Final = [round(16 * 2 ** (i / 8)) for i in range(160)]
 _MISS_COST, _LATENCY_COST = 20.0, 0.2
 
 Choice = Callable[[Target], Policy]
@@ -70,7 +71,7 @@ def simulate(choice: Choice, trace: Trace, scene: Scene) -> Outcome:
     simulator.set_knobs(knobs.to_json())
     for tick in range(1, ceil(trace.seconds / TICK_S) + 1):
         simulator.advance(TICK_S)
-        window = SimpleNamespace(**json.loads(simulator.observe()))
+        window = SimpleNamespace(**json.loads(simulator.observe()), latency_bounds_us=_BOUNDS, replicas=scene.replicas, lengths=[], key=0)
         seen, last = observe(window, last, tick * TICK_S)
         decided = policy.decide(seen)
         if decided != knobs:
@@ -84,7 +85,7 @@ def _started(trace: Trace, scene: Scene) -> _native.Simulator:
     config = {
         "replicas": scene.replicas,
         "max_rows": scene.max_rows,
-        "goal_us": (scene.goal_s or 0.0) * 1e6,
+        "goal_us": round((scene.goal_s or 0.0) * 1e6),
         "warmup_s": min(scene.warmup_s, trace.seconds / 2),
         "seed": scene.seed,
         "service": asdict(scene.service),
