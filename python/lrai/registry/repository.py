@@ -38,7 +38,7 @@ class ModelSource:
     name: str
     backend: str
     settings: Settings
-    """The server's settings with the model's lrai.toml over them; `model` and `knobs` count."""
+    """The server's settings with the model's lrai.toml over them; not all sections count."""
     options: Mapping[str, str]
     """Settings of the backend's own: `parameters` of config.pbtxt, `[options]` of lrai.toml."""
     config: TritonConfig
@@ -162,7 +162,7 @@ class Repository:
         options = tables.pop("options", {})
         if not isinstance(options, dict):
             raise ConfigError(f"{file}: options is no section", hint="write [options]")
-        settings = overlay(self._settings, tables, file, "model", "knobs")
+        settings = overlay(self._settings, tables, file, "model", "knobs", "scheduler")
         return settings, {key: str(value) for key, value in options.items()}
 
 

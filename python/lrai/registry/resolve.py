@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from lrai.config import KnobsConfig, ModelConfig
+from lrai.config import KnobsConfig, ModelConfig, SchedulerConfig
 from lrai.core.model import Signature, TensorInfo
 from lrai.errors import RepositoryError
 from lrai.registry.guard import GuardBox, read_guard
@@ -28,6 +28,9 @@ class ServedModel:
     outputs: tuple[TensorInfo, ...]
     model: ModelConfig
     knobs: KnobsConfig
+    is_tuned: bool
+    """Whether the scheduler sets the knobs; False where somebody has."""
+    scheduler: SchedulerConfig
     file_name: str
     parameters: dict[str, str]
     num_latest: int
@@ -84,6 +87,8 @@ def resolve(source: ModelSource, version: str, signature: Signature, cpus: int) 
         ),
         model=model,
         knobs=replace(knobs, k=min(knobs.k or max_batch_size, max_batch_size) or 1),
+        is_tuned=replace(knobs, slack_s=0.0) == replace(KnobsConfig(), slack_s=0.0),
+        scheduler=source.settings.scheduler,
         file_name=path.name
         if source.backend == "onnxruntime"
         else source.config.default_model_filename,

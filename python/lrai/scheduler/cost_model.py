@@ -19,7 +19,7 @@ _HALF_LIFE_S: Final = 20.0
 _LEAST_WEIGHT: Final = 0.02
 # A guess before anything is known: half of a single row's time is fixed, and so uncertain it is.
 _PRIOR: Final = 0.5
-_PRIOR_WEIGHT: Final = 0.02
+_PRIOR_WEIGHT: Final = 0.002
 _PRIOR_NOISE: Final = 0.1
 _MISFIT: Final = 0.01
 _SURPRISE: Final = 0.1

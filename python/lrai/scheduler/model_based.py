@@ -85,7 +85,9 @@ class ModelBased(Policy):
         table_s = self.service.table_s(edge)
         self._cap = _cap(table_s)
         cap = self._cap
-        if cap < self.target.max_rows and seen.now_s - self._probed_s >= _PROBE_S:
+        if self._probed_s == float("-inf"):
+            self._probed_s = seen.now_s
+        elif cap < self.target.max_rows and seen.now_s - self._probed_s >= _PROBE_S:
             # Whether larger batches pay can only be seen in larger batches.
             self._probed_s = seen.now_s
             self._planned_s = float("-inf")

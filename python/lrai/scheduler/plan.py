@@ -18,7 +18,6 @@ MISS_COST: Final = 20.0
 _AGES: Final = (1.0, 0.6, 0.3)
 _NEGLIGIBLE: Final = 1e-4
 _ROUNDS: Final = 3
-_FULL: Final = 0.97
 # A search along k ends where the cost is so much above the least.
 _HOPELESS: Final = 1.15
 # Batches that take much longer than usual are rare, but not as rare as noise would have them.
@@ -137,7 +136,6 @@ def _along_k(load: Load, goal_s: float, tau_s: float, most: int, cpu_cost: float
     """Return the cheapest plan with this tau."""
     runs = [(share, rate, _Batches(load, goal_s, rate, tau_s)) for share, rate in load.rates]
     total = sum(share * rate for share, rate, _ in runs)
-    is_stable = total * _time_s(load, most) < _FULL * most * load.replicas
     best, k, wanted = Plan(1, tau_s, inf, 1.0, inf), 0, 1
     while k < most:
         k += 1
@@ -150,8 +148,6 @@ def _along_k(load: Load, goal_s: float, tau_s: float, most: int, cpu_cost: float
                 mean_s += weight * one.mean_s
                 late += weight * one.late
             cost = cpu_cost * busy + LATENCY_COST * mean_s / goal_s + MISS_COST * late
-            if not is_stable:
-                cost += 1 - k / most
             if cost < best.cost:
                 best = Plan(k, tau_s, cost, busy, mean_s)
             elif cost > _HOPELESS * best.cost:

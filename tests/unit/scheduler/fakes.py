@@ -54,3 +54,15 @@ def seen(
         replicas=1,
         service=service,
     )
+
+
+def samples(
+    times_s: dict[int, float] | dict[int, list[float]], batches: int, edge: int = 0
+) -> tuple[ServiceSample, ...]:
+    """Return batches by rows: `batches` of one time each, or a list of times."""
+    made = []
+    for rows, given in times_s.items():
+        times = given if isinstance(given, list) else [given] * batches
+        squares = sum(one * one for one in times)
+        made.append(ServiceSample(edge, rows, len(times), sum(times), squares))
+    return tuple(made)
