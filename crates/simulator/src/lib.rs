@@ -10,8 +10,8 @@ use lrai_dataplane::knobs::Knobs;
 use lrai_dataplane::line::{self, LOWEST, Leaving, Line, Replicas, Waiting};
 use serde::Deserialize;
 
-pub use crate::service::Service;
 use crate::service::Random;
+pub use crate::service::Service;
 use crate::tally::Tally;
 pub use crate::tally::{Counters, Outcome};
 
@@ -60,6 +60,7 @@ struct Running {
     since_ns: u64,
     until_ns: u64,
     predicted: Duration,
+    edge: u32,
     rows: u32,
     batch: Batch,
 }
@@ -178,7 +179,7 @@ impl Simulator {
         if self.line.lateness(&arrival, joins, &self.knobs, self.replicas()).is_some() {
             return self.tally.refused(at_ns);
         }
-        self.tally.admitted(at_ns, rows);
+        self.tally.admitted(rows, now);
         let index = joins.unwrap_or_else(|| {
             self.line.open(&arrival, self.config.max_rows, Batch { length, entries: Vec::new() })
         });
@@ -208,7 +209,7 @@ impl Simulator {
 
     /// Drops the requests that would be late; nothing may be left to run.
     fn start(&mut self, Leaving { batch: waiting, closed, hopeless }: Leaving<Batch>) -> Option<Running> {
-        let Waiting { payload: mut batch, service: predicted, .. } = waiting;
+        let Waiting { payload: mut batch, service: predicted, edge, .. } = waiting;
         let is_hopeless = |entry: &mut Entry| entry.deadline.is_some_and(|end| Some(end) < hopeless);
         for entry in batch.entries.extract_if(.., is_hopeless) {
             self.tally.dropped(entry.at_ns);
@@ -220,19 +221,18 @@ impl Simulator {
         let now_s = self.now_ns as f64 / 1e9;
         let took_ns = self.config.service.draw_ns(batch.length, rows, now_s, &mut self.random);
         self.tally.left(closed);
-        Some(Running { since_ns: self.now_ns, until_ns: self.now_ns + took_ns, predicted, rows, batch })
+        let since_ns = self.now_ns;
+        Some(Running { since_ns, until_ns: since_ns + took_ns, predicted, edge, rows, batch })
     }
 
     fn finish(&mut self) {
+        let now = self.now();
         for place in &mut self.running {
-            if let Some(Running { since_ns, until_ns, rows, batch, .. }) =
-                place.take_if(|running| running.until_ns <= self.now_ns)
-            {
-                let edge = if self.knobs.edges.contains(&batch.length) { batch.length } else { 0 };
-                self.tally.ran(self.now_ns, until_ns - since_ns, (edge, rows));
-                for entry in &batch.entries {
-                    self.tally.answered(entry.at_ns, self.now_ns, entry.deadline.is_some_and(|end| end < self.base + Duration::from_nanos(self.now_ns)));
-                }
+            let ended = place.take_if(|running| running.until_ns <= self.now_ns);
+            let Some(Running { since_ns, until_ns, edge, rows, batch, .. }) = ended else { continue };
+            self.tally.ran(self.now_ns, until_ns - since_ns, (edge, rows));
+            for Entry { at_ns, deadline, .. } in batch.entries {
+                self.tally.answered(at_ns, self.now_ns, deadline.is_some_and(|end| end < now));
             }
         }
     }

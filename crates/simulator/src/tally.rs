@@ -1,14 +1,12 @@
 //! What a simulation counts: for the control loop as the server does, for the report exactly.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use lrai_dataplane::stats::Closed;
+use lrai_dataplane::stats::{Arrivals, Closed, latency_bounds_us};
 use serde::Serialize;
 
 use crate::Config;
-
-const BURST_NS: u64 = 10_000_000;
 
 /// What `Gateway.observe()` tells of a model, at one moment.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -65,19 +63,13 @@ pub struct Outcome {
     pub closed: BTreeMap<&'static str, u64>,
 }
 
-/// Upper bounds of the latency buckets, in microseconds: eight per octave from 16 us on.
-pub fn latency_bounds_us() -> Vec<u64> {
-    (0..160).map(|step| (16.0 * 2_f64.powf(f64::from(step) / 8.0)).round() as u64).collect()
-}
-
 pub struct Tally {
     goal_ns: u64,
     warmup_ns: u64,
     replicas: u32,
     bounds_us: Vec<u64>,
     counters: Counters,
-    /// The current slice of time, and the rows that came in it.
-    burst: (u64, u32),
+    arrivals: Arrivals,
     service: BTreeMap<(u32, u32), (u64, f64, f64)>,
     latencies_ns: Vec<u64>,
     misses: u64,
@@ -98,7 +90,7 @@ impl Tally {
             replicas: config.replicas,
             bounds_us,
             counters,
-            burst: (0, 0),
+            arrivals: Arrivals::default(),
             service: BTreeMap::new(),
             latencies_ns: Vec::new(),
             misses: 0,
@@ -111,13 +103,9 @@ impl Tally {
     }
 
     /// A request joined the line.
-    pub fn admitted(&mut self, at_ns: u64, rows: u32) {
-        self.counters.requests += 1;
-        self.counters.rows_in += u64::from(rows);
+    pub fn admitted(&mut self, rows: u32, now: Instant) {
+        self.arrivals.count(rows, now);
         self.counters.pending += 1;
-        let slice = at_ns / BURST_NS;
-        self.burst = (slice, if self.burst.0 == slice { self.burst.1 + rows } else { rows });
-        self.counters.burst_rows = self.counters.burst_rows.max(self.burst.1);
     }
 
     /// A request was refused when it came.
@@ -172,9 +160,14 @@ impl Tally {
         let service = std::mem::take(&mut self.service).into_iter();
         let service = service.map(|((edge, rows), (count, sum, squares))| (edge, rows, count, sum, squares));
         let queue_age_us = age.as_micros() as u64;
-        let seen = Counters { queue_age_us, service: service.collect(), ..self.counters.clone() };
-        self.counters.burst_rows = 0;
-        seen
+        Counters {
+            requests: self.arrivals.requests,
+            rows_in: self.arrivals.rows,
+            burst_rows: std::mem::take(&mut self.arrivals.burst_rows),
+            queue_age_us,
+            service: service.collect(),
+            ..self.counters.clone()
+        }
     }
 
     pub fn outcome(&self, now_ns: u64) -> Outcome {

@@ -39,7 +39,7 @@ fn run(config: Config, knobs: Knobs, arrivals: Vec<Arrival>) -> Outcome {
 fn without_batching_the_mean_is_that_of_an_m_d_1_queue() {
     for load in [0.2, 0.5, 0.8] {
         let outcome =
-            run(config(100.0, 0.0), Knobs { cap: 1, ..Knobs::default() }, poisson(load * 1e4, 60.0, 3));
+            run(config(100.0, 0.0), Knobs { cap: 1, ..Knobs::default() }, poisson(load * 1e4, 20.0, 3));
         let expected = 100.0 + load * 100.0 / (2.0 * (1.0 - load)); // Pollaczek and Khinchine
         assert!((outcome.mean_us / expected - 1.0).abs() < 0.03, "{load}: {} {expected}", outcome.mean_us);
         assert!((outcome.busy / load - 1.0).abs() < 0.03, "{load}: {}", outcome.busy);
@@ -59,7 +59,7 @@ fn inoue_us(rate_per_us: f64, alpha: f64, beta: f64) -> f64 {
 #[test]
 fn greedy_batching_keeps_inoues_bound_which_is_tight() {
     for rate in [500.0, 4e3, 2e4, 5e4] {
-        let outcome = run(config(80.0, 13.0), Knobs::default(), poisson(rate, 40.0, 5));
+        let outcome = run(config(80.0, 13.0), Knobs::default(), poisson(rate, 1.0 + 1e5 / rate, 5));
         let bound = inoue_us(rate / 1e6, 80.0, 13.0);
         let share = outcome.mean_us / bound;
         assert!((0.9..1.01).contains(&share), "{rate}/s: {} of {bound}", outcome.mean_us);
@@ -68,12 +68,14 @@ fn greedy_batching_keeps_inoues_bound_which_is_tight() {
 
 #[test]
 fn a_batch_waits_for_its_age_and_leaves_with_k_rows() {
-    let arrivals = |times: &[u64]| times.iter().map(|at_us| Arrival { at_ns: at_us * 1000, rows: 1, length: 0 });
+    let arrivals = |times_us: &[u64]| -> Vec<Arrival> {
+        times_us.iter().map(|at_us| Arrival { at_ns: at_us * 1000, rows: 1, length: 0 }).collect()
+    };
     let knobs = Knobs::parse(r#"{"k":3,"tau_us":500,"work_conserving":false}"#).unwrap();
     let still = Config { warmup_s: 0.0, ..config(80.0, 13.0) };
-    let old = run(still.clone(), knobs.clone(), arrivals(&[0, 100]).collect());
+    let old = run(still.clone(), knobs.clone(), arrivals(&[0, 100]));
     assert_eq!((old.batches, old.closed["age"], old.max_us), (1, 1, 606.0));
-    let full = run(still, knobs, arrivals(&[0, 100, 200]).collect());
+    let full = run(still, knobs, arrivals(&[0, 100, 200]));
     assert_eq!((full.batches, full.closed["full"], full.max_us), (1, 1, 319.0));
 }
 
@@ -92,16 +94,22 @@ fn what_cannot_be_in_time_is_refused_and_counts_as_a_miss() {
 #[test]
 fn lengths_share_a_batch_within_their_bucket_only() {
     let arrivals = [10, 20, 70, 30].map(|length| Arrival { at_ns: 0, rows: 1, length });
-    let run_with = |text| run(Config { warmup_s: 0.0, ..config(80.0, 13.0) }, Knobs::parse(text).unwrap(), arrivals.into());
+    let run_with = |text| {
+        run(Config { warmup_s: 0.0, ..config(80.0, 13.0) }, Knobs::parse(text).unwrap(), arrivals.into())
+    };
     assert_eq!(run_with("{}").batches, 4);
     assert_eq!(run_with(r#"{"edges":[32,128]}"#).batches, 2);
 }
 
 #[test]
 fn two_replicas_halve_the_busy_share_and_time_stands_where_it_is_put() {
-    let arrivals = poisson(4e3, 20.0, 9);
+    let arrivals = poisson(4e3, 8.0, 9);
     let one = run(config(80.0, 13.0), Knobs { cap: 1, ..Knobs::default() }, arrivals.clone());
-    let two = run(Config { replicas: 2, ..config(80.0, 13.0) }, Knobs { cap: 1, ..Knobs::default() }, arrivals.clone());
+    let two = run(
+        Config { replicas: 2, ..config(80.0, 13.0) },
+        Knobs { cap: 1, ..Knobs::default() },
+        arrivals.clone(),
+    );
     assert!((one.busy / two.busy - 2.0).abs() < 0.01, "{} {}", one.busy, two.busy);
 
     let mut simulator = Simulator::new(config(80.0, 13.0), arrivals).unwrap();

@@ -11,7 +11,7 @@ from lrai.scheduler.lab.traces import Trace
 from lrai.scheduler.policies import POLICIES
 from lrai.scheduler.static import FixedDelay, Static
 
-_SHARES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+_SHARES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 _DELAYS_S: Final = (100e-6, 200e-6, 500e-6)
 _WITHOUT_GOAL_S: Final = 0.01
 
