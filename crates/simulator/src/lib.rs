@@ -52,7 +52,7 @@ struct Entry {
 
 /// Requests of one length, or of one bucket and padded to its edge.
 struct Batch {
-    length: u32,
+    padded: u32,
     entries: Vec<Entry>,
 }
 
@@ -166,7 +166,7 @@ impl Simulator {
     fn admit(&mut self, Arrival { at_ns, rows, length }: Arrival) {
         let now = self.base + Duration::from_nanos(at_ns);
         let bucket = self.knobs.edges.iter().find(|edge| length > 0 && **edge >= length).copied();
-        let length = bucket.unwrap_or(length);
+        let padded = bucket.unwrap_or(length);
         let arrival = line::Arrival {
             rows,
             edge: bucket.unwrap_or(0),
@@ -175,13 +175,13 @@ impl Simulator {
             now,
             deadline: self.knobs.deadline(now, Duration::ZERO, None),
         };
-        let joins = self.line.joinable(&arrival, &self.knobs, |batch| batch.length == length, |_| true);
+        let joins = self.line.joinable(&arrival, &self.knobs, |batch| batch.padded == padded, |_| true);
         if self.line.lateness(&arrival, joins, &self.knobs, self.replicas()).is_some() {
             return self.tally.refused(at_ns);
         }
-        self.tally.admitted(rows, now);
+        self.tally.admitted(rows, length, now);
         let index = joins.unwrap_or_else(|| {
-            self.line.open(&arrival, self.config.max_rows, Batch { length, entries: Vec::new() })
+            self.line.open(&arrival, self.config.max_rows, Batch { padded, entries: Vec::new() })
         });
         let waiting = self.line.add(index, &arrival, &self.knobs);
         waiting.payload.entries.push(Entry { at_ns, rows, deadline: arrival.deadline });
@@ -219,7 +219,7 @@ impl Simulator {
             return None;
         }
         let now_s = self.now_ns as f64 / 1e9;
-        let took_ns = self.config.service.draw_ns(batch.length, rows, now_s, &mut self.random);
+        let took_ns = self.config.service.draw_ns(batch.padded, rows, now_s, &mut self.random);
         self.tally.left(closed);
         let since_ns = self.now_ns;
         Some(Running { since_ns, until_ns: since_ns + took_ns, predicted, edge, rows, batch })

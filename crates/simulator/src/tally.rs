@@ -8,9 +8,15 @@ use serde::Serialize;
 
 use crate::Config;
 
-/// What `Gateway.observe()` tells of a model, at one moment.
+/// What `Gateway.observe()` tells of a model, at one moment, as far as policies look at it.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Counters {
+    /// There is one model.
+    pub key: u64,
+    /// Replicas that take batches.
+    pub replicas: u32,
+    /// Upper bounds of the buckets of `latency_counts`.
+    pub latency_bounds_us: Vec<u64>,
     /// Admitted so far.
     pub requests: u64,
     /// Admitted so far.
@@ -35,6 +41,8 @@ pub struct Counters {
     pub rows: u64,
     /// Batches since the last look: edge, rows, count, sum in us, sum of squares in us2.
     pub service: Vec<(u32, u32, u64, f64, f64)>,
+    /// Requests since the last look by length, where they have one.
+    pub lengths: Vec<(u32, u32)>,
 }
 
 /// What a report tells, without what arrived in the warm-up.
@@ -66,10 +74,9 @@ pub struct Outcome {
 pub struct Tally {
     goal_ns: u64,
     warmup_ns: u64,
-    replicas: u32,
-    bounds_us: Vec<u64>,
     counters: Counters,
     arrivals: Arrivals,
+    lengths: BTreeMap<u32, u32>,
     service: BTreeMap<(u32, u32), (u64, f64, f64)>,
     latencies_ns: Vec<u64>,
     misses: u64,
@@ -82,15 +89,19 @@ pub struct Tally {
 
 impl Tally {
     pub fn new(config: &Config) -> Self {
-        let bounds_us = latency_bounds_us();
-        let counters = Counters { latency_counts: vec![0; bounds_us.len() + 1], ..Counters::default() };
+        let latency_bounds_us = latency_bounds_us();
+        let counters = Counters {
+            replicas: config.replicas,
+            latency_counts: vec![0; latency_bounds_us.len() + 1],
+            latency_bounds_us,
+            ..Counters::default()
+        };
         Self {
             goal_ns: if config.goal_us > 0 { config.goal_us * 1000 } else { u64::MAX },
             warmup_ns: (config.warmup_s * 1e9) as u64,
-            replicas: config.replicas,
-            bounds_us,
             counters,
             arrivals: Arrivals::default(),
+            lengths: BTreeMap::new(),
             service: BTreeMap::new(),
             latencies_ns: Vec::new(),
             misses: 0,
@@ -103,7 +114,10 @@ impl Tally {
     }
 
     /// A request joined the line.
-    pub fn admitted(&mut self, rows: u32, now: Instant) {
+    pub fn admitted(&mut self, rows: u32, length: u32, now: Instant) {
+        if length > 0 {
+            *self.lengths.entry(length).or_default() += 1;
+        }
         self.arrivals.count(rows, now);
         self.counters.pending += 1;
     }
@@ -146,7 +160,7 @@ impl Tally {
     pub fn answered(&mut self, at_ns: u64, now_ns: u64, is_late: bool) {
         let latency_ns = now_ns - at_ns;
         let us = latency_ns.div_ceil(1000);
-        let bucket = self.bounds_us.partition_point(|bound| *bound < us);
+        let bucket = self.counters.latency_bounds_us.partition_point(|bound| *bound < us);
         self.counters.latency_counts[bucket] += 1;
         self.counters.pending -= 1;
         self.counters.late += u64::from(is_late);
@@ -166,6 +180,7 @@ impl Tally {
             burst_rows: std::mem::take(&mut self.arrivals.burst_rows),
             queue_age_us,
             service: service.collect(),
+            lengths: std::mem::take(&mut self.lengths).into_iter().collect(),
             ..self.counters.clone()
         }
     }
@@ -190,7 +205,7 @@ impl Tally {
             p99_us,
             p999_us,
             max_us,
-            busy: self.busy_ns as f64 / 1e9 / seconds.max(1e-9) / f64::from(self.replicas),
+            busy: self.busy_ns as f64 / 1e9 / seconds.max(1e-9) / f64::from(self.counters.replicas),
             batches: self.batches,
             rows: self.rows,
             closed: Closed::LABELS.into_iter().zip(self.closed).collect(),

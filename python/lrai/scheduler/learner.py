@@ -1,14 +1,15 @@
 """Reinforcement learning inside what the model allows: a contextual bandit on multipliers of its plan.
 
 The context is the load; an action multiplies the plan's rows and age. What an action earns is the
-cost that was seen, less the cost that the plan expected: the load's own ups and downs cancel. The
-choice is the least lower confidence bound (UCB1: Auer, Cesa-Bianchi and Fischer 2002). Rows stay
-between one and the cap, and deadlines close batches as ever, so no action leaves the feasible set.
+cost that was seen, less the cost that the plan expected: the load's own ups and downs cancel. Now
+and then it tries what may be cheapest (UCB1: Auer, Cesa-Bianchi and Fischer 2002); else it leaves the
+plan alone unless another action is cheaper beyond doubt. Rows stay between one and the cap and ages
+below what the goal allows, so no action leaves the feasible set.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import inf, log2, sqrt
+from math import copysign, inf, log2, sqrt
 from typing import Any, Final
 
 from lrai.scheduler.knobs import Knobs
@@ -25,11 +26,12 @@ ACTIONS: Final = (
 _EPOCH_TICKS: Final = 3
 _LEVELS: Final = 8
 _MEMORY: Final = 200.0
-_WIDTH: Final = 1.0
+_DOUBT: Final = 2.0
 _LEAST_DEVIATION: Final = 0.02
+_EXPLORES_EVERY: Final = 50
 _MOST_MISSES: Final = 0.005
 _MISS_MEMORY: Final = 2000
-_RETREAT_S: Final = 5.0
+_RETREAT_S: Final = 2.0
 
 
 class _Arm:
@@ -46,12 +48,12 @@ class _Arm:
         self.mean += gap / self.count
         self.variance += (gap * (cost - self.mean) - self.variance) / self.count
 
-    def bound(self, width: float) -> float:
-        """Return the cost that it may have if luck was against it."""
+    def bound(self, doubt: float) -> float:
+        """Return the cost with so many standard errors added; -inf or inf where nothing is known."""
         if not self.count:
-            return -inf
+            return copysign(inf, doubt)
         deviation = max(_LEAST_DEVIATION, sqrt(self.variance))
-        return self.mean - width * deviation / sqrt(self.count)
+        return self.mean + doubt * deviation / sqrt(self.count)
 
 
 class Learner(ModelBased):
@@ -59,10 +61,11 @@ class Learner(ModelBased):
 
     name = "learner"
 
-    def __init__(self, target: Target, width: float = _WIDTH) -> None:
-        """Know nothing; `width` is how many standard errors of luck an action is granted."""
+    def __init__(self, target: Target, explores_every: int = _EXPLORES_EVERY) -> None:
+        """Know nothing; try something every so many choices."""
         super().__init__(target)
-        self.width = width
+        self.explores_every = explores_every
+        self._choices = 0
         self._arms: dict[tuple[int, int], _Arm] = {}
         self._context = self._action = 0
         self._ticks = 0
@@ -80,7 +83,7 @@ class Learner(ModelBased):
         self._watch_misses(seen)
         if seen.now_s < self._retreats_until_s:
             self._ticks = 0
-            return replace(knobs, k=0, tau_s=0.0, work_conserving=True)
+            return Knobs(cap=knobs.cap)
         if self._ticks:
             self._cost += (self._seen_cost(seen, goal_s) - plan.cost) / _EPOCH_TICKS
         if self._ticks == _EPOCH_TICKS:
@@ -88,8 +91,7 @@ class Learner(ModelBased):
             self._ticks = 0
         if not self._ticks:
             self._cost, self._context = 0.0, self._find_context(seen)
-            bounds = [self._arm(action).bound(self.width) for action in range(len(ACTIONS))]
-            self._action = min(range(len(ACTIONS)), key=bounds.__getitem__)
+            self._action = self._choose()
         self._ticks += 1
         return self._scaled(knobs)
 
@@ -114,6 +116,14 @@ class Learner(ModelBased):
         self._arms = {
             (int(context), int(action)): _Arm(*state) for context, action, *state in plain["arms"]
         }
+
+    def _choose(self) -> int:
+        """Return the plan's own action unless another is cheaper beyond doubt, or it is time to try."""
+        self._choices += 1
+        if self._choices % self.explores_every == 0:
+            return min(range(len(ACTIONS)), key=lambda action: self._arm(action).bound(-_DOUBT))
+        best = min(range(1, len(ACTIONS)), key=lambda action: self._arm(action).bound(_DOUBT))
+        return best if self._arm(best).bound(_DOUBT) < self._arm(0).mean else 0
 
     def _arm(self, action: int) -> _Arm:
         return self._arms.setdefault((self._context, action), _Arm())

@@ -5,17 +5,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from math import ceil
 from types import SimpleNamespace
-from typing import Final
+from typing import Final, cast
 
 from lrai import _native
 from lrai.errors import ConfigError
+from lrai.config import SchedulerConfig
+from lrai.scheduler.control import Controller, Subject
 from lrai.scheduler.lab.service import Service
 from lrai.scheduler.lab.traces import Trace
-from lrai.scheduler.observation import Counters, Observation, observe
+from lrai.scheduler.observation import Window
 from lrai.scheduler.policy import Policy, Target
 
 TICK_S: Final = 0.1
-_BOUNDS: Final = [round(16 * 2 ** (i / 8)) for i in range(160)]
 _MISS_COST, _LATENCY_COST = 20.0, 0.2
 
 Choice = Callable[[Target], Policy]
@@ -64,18 +65,14 @@ class Outcome:
 
 def simulate(choice: Choice, trace: Trace, scene: Scene) -> Outcome:
     """Run the whole trace, asking the policy every 100 ms; raises ConfigError."""
-    policy = choice(scene.target)
+    subject = Subject(trace.name, "1", scene.max_rows, scene.replicas)
+    controller = Controller(subject, choice(scene.target), SchedulerConfig(), ())
     simulator = _started(trace, scene)
-    seen, last = _nothing(scene), Counters(0.0)
-    knobs = policy.decide(seen)
-    simulator.set_knobs(knobs.to_json())
+    simulator.set_knobs(controller.knobs.to_json())
     for tick in range(1, ceil(trace.seconds / TICK_S) + 1):
         simulator.advance(TICK_S)
-        window = SimpleNamespace(**json.loads(simulator.observe()), latency_bounds_us=_BOUNDS, replicas=scene.replicas, lengths=[], key=0)
-        seen, last = observe(window, last, tick * TICK_S)
-        decided = policy.decide(seen)
-        if decided != knobs:
-            knobs = decided
+        window = cast(Window, SimpleNamespace(**json.loads(simulator.observe())))
+        if knobs := controller.tick(window, 0.0, tick * TICK_S, 0):
             simulator.set_knobs(knobs.to_json())
     simulator.drain()
     return _outcome(json.loads(simulator.outcome()), scene)
@@ -95,10 +92,6 @@ def _started(trace: Trace, scene: Scene) -> _native.Simulator:
         return _native.Simulator(json.dumps(config), *(one.tobytes() for one in arrivals))
     except _native.NativeError as error:
         raise ConfigError(f"{trace.name} cannot be simulated: {error}") from error
-
-
-def _nothing(scene: Scene) -> Observation:
-    return Observation(0.0, TICK_S, 0, 0, 0, (), (), 0, 0, 0.0, 0, 0.0, scene.replicas)
 
 
 def _outcome(told: dict[str, float], scene: Scene) -> Outcome:

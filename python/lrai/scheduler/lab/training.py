@@ -13,7 +13,7 @@ def train(traces: Iterable[Trace], scene: Scene) -> dict[str, Any]:
     """Return the table of costs after all traces, for `Learner.from_plain`."""
     arms: dict[str, Any] = {"arms": []}
     for trace in traces:
-        learner = Learner(scene.target)
+        learner = Learner(scene.target, explores_every=1)
         learner.from_plain(arms)
         simulate(lambda _, learner=learner: learner, trace, scene)  # type: ignore[misc]
         arms = {"arms": learner.to_plain()["arms"]}
