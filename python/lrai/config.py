@@ -117,6 +117,8 @@ class GatewayConfig:
     """Time a client has to send its body."""
     keep_alive_timeout_s: float = _setting(600.0, DURATION)
     """Time a connection may stay open between two requests."""
+    tenant_header: str = _setting("", TEXT)
+    """Header that names a request's tenant: tenants share each model fairly; empty = no tenants."""
     not_ready_status: str = _setting("400", _choice("400", "503"))
     """Status of /v2/health/ready before ready; KServe wants 503."""
 

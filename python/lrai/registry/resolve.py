@@ -31,6 +31,10 @@ class ServedModel:
     is_tuned: bool
     """Whether the scheduler sets the knobs; False where somebody has."""
     scheduler: SchedulerConfig
+    priority_levels: int
+    """Lowest priority class of requests; 0 = any number is one."""
+    default_priority: int
+    """Class of requests that ask for none; 0 = after all others."""
     file_name: str
     parameters: dict[str, str]
     num_latest: int
@@ -89,6 +93,8 @@ def resolve(source: ModelSource, version: str, signature: Signature, cpus: int) 
         knobs=replace(knobs, k=min(knobs.k or max_batch_size, max_batch_size) or 1),
         is_tuned=replace(knobs, slack_s=0.0) == replace(KnobsConfig(), slack_s=0.0),
         scheduler=source.settings.scheduler,
+        priority_levels=source.config.priority_levels,
+        default_priority=source.config.default_priority,
         file_name=path.name
         if source.backend == "onnxruntime"
         else source.config.default_model_filename,

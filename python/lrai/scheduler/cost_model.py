@@ -23,6 +23,8 @@ _PRIOR_WEIGHT: Final = 0.002
 _PRIOR_NOISE: Final = 0.1
 _MISFIT: Final = 0.01
 _SURPRISE: Final = 0.1
+# Batches after which a size is known.
+_KNOWN: Final = 8.0
 _EXACT_ROWS: Final = 16
 
 
@@ -46,6 +48,11 @@ class _Cell:
         self.mean_s += share * gap_s
         self.rows += share * (sample.rows - self.rows)
         self.weight, self.seen_s = old + new, now_s
+
+    def scale(self, factor: float) -> None:
+        """Take all batches as if they had taken `factor` times as long."""
+        self.mean_s *= factor
+        self.variance_s2 *= factor * factor
 
     def to_plain(self) -> list[float]:
         """Return the state, in the order in which it is read."""
@@ -114,6 +121,19 @@ class _Curve:
         (low, left), (high, right) = knots[at - 1], knots[at]
         return line_s * (1 + left + (right - left) * (rows - low) / (high - low))
 
+    def speed(self, samples: Iterable[ServiceSample]) -> float:
+        """Return how many times longer batches took than others of their size; 1 = may be noise."""
+        took_s = expected_s = chance_s2 = 0.0
+        for sample in samples:
+            cell = self.cells.get(_cell_of(sample.rows))
+            if cell is not None and cell.weight >= _KNOWN:
+                took_s += sample.sum_s
+                expected_s += sample.batches * cell.mean_s
+                chance_s2 += sample.batches * (self.noise * cell.mean_s) ** 2
+        gap_s = abs(took_s - expected_s)
+        is_chance = gap_s <= _SURPRISE * expected_s + 3 * sqrt(chance_s2)
+        return 1.0 if is_chance else took_s / expected_s
+
     def doubt_s(self, rows: float) -> float:
         """Return the standard error of the line at `rows`."""
         aa, ab, bb = self.doubt
@@ -134,27 +154,28 @@ class ServiceModel:
         return sorted(self._curves)
 
     def update(self, samples: Iterable[ServiceSample], now_s: float) -> bool:
-        """Learn from a tick's batches; return whether they took another time than predicted.
+        """Learn from a tick's batches; return whether predictions have changed at once.
 
-        Predictions change with `fit`, or where a bucket edge is new.
+        They do where sizes are new or take another time than before, and else with `fit`.
         """
-        took_s = expected_s = chance_s2 = 0.0
-        is_new = False
+        by_edge: dict[int, list[ServiceSample]] = {}
         for sample in samples:
-            if sample.batches <= 0 or sample.rows <= 0 or sample.sum_s <= 0:
-                continue
-            curve = self._curves.get(sample.edge) or _Curve()
-            curve.cells.setdefault(_cell_of(sample.rows), _Cell()).add(sample, now_s)
-            if sample.edge not in self._curves:
-                self._curves[sample.edge] = curve
+            if sample.batches > 0 and sample.rows > 0 and sample.sum_s > 0:
+                by_edge.setdefault(sample.edge, []).append(sample)
+        is_surprised = False
+        for edge, group in by_edge.items():
+            curve = self._curves.setdefault(edge, _Curve())
+            speed, sizes = curve.speed(group), len(curve.cells)
+            if speed != 1.0:
+                # Whatever slowed or sped these batches did the same to those that were not run.
+                for cell in curve.cells.values():
+                    cell.scale(speed)
+            for sample in group:
+                curve.cells.setdefault(_cell_of(sample.rows), _Cell()).add(sample, now_s)
+            if speed != 1.0 or len(curve.cells) > sizes:
                 curve.fit(now_s, self.max_rows)
-                is_new = True
-            one_s = curve.table_s[min(sample.rows, self.max_rows)]
-            took_s += sample.sum_s
-            expected_s += sample.batches * one_s
-            chance_s2 += sample.batches * (curve.noise * one_s) ** 2
-        gap_s = abs(took_s - expected_s)
-        return is_new or gap_s > _SURPRISE * expected_s + 3 * sqrt(chance_s2)
+                is_surprised = True
+        return is_surprised
 
     def fit(self, now_s: float) -> None:
         """Let the predictions follow what was seen."""

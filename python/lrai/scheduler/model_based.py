@@ -15,6 +15,7 @@ _WORTH: Final = 0.03
 # So many standard deviations of a batch's time are kept before the deadline.
 _SURE: Final = 3.0
 _LEAST_SLACK: Final = 0.02
+_MOST_SLACK: Final = 0.2
 _NEWS: Final = 0.1
 _REPLAN_S: Final = 1.0
 _PROBE_S: Final = 60.0
@@ -98,10 +99,10 @@ class ModelBased(Policy):
             self._knobs = Knobs(cap=cap)
             return
         cap = self._cap = _within(table_s, cap, goal_s)
-        _, doubt_s = self.service.predict(cap, edge)
-        slack_s = _SURE * doubt_s + (_LEAST_SLACK + self.margin) * goal_s
-        group = self.arrivals.rows_per_request
-        noise = self.service.noise(edge)
+        group, noise = self.arrivals.rows_per_request, self.service.noise(edge)
+        # Not for sizes that are uncertain because they were never seen: then they never would be.
+        noise_s = min(_SURE * noise * table_s[cap], _MOST_SLACK * goal_s)
+        slack_s = noise_s + (_LEAST_SLACK + self.margin) * goal_s
         load = Load(self.arrivals.rates(), group, table_s, noise, max(1, seen.replicas))
         self.longest_s = max(0.0, goal_s - table_s[min(cap, max(1, round(group)))] - slack_s)
         most = max(1, int(cap / group))

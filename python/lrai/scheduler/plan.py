@@ -116,7 +116,7 @@ class _Batches:
         Both times vary with the noise, and with the rows where batches grow while none is free.
         """
         load, rate = self._load, self._rate
-        per_row_s = (_time_s(load, size + 1) - _time_s(load, size)) / load.replicas
+        per_row_s = max(0.0, _time_s(load, size + 1) - _time_s(load, size)) / load.replicas
         growth = min(0.95, rate * per_row_s)
         crowd = 1 - self._size / size
         wobble_s = (1 + growth) * per_row_s * sqrt(size / (1 - growth * growth)) * crowd

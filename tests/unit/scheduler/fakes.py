@@ -24,6 +24,7 @@ class FakeWindow:
     replicas: int = 1
     service: list[tuple[int, int, int, float, float]] = field(default_factory=list)
     lengths: list[tuple[int, int]] = field(default_factory=list)
+    inflight_age_ms: list[tuple[int, int]] = field(default_factory=list)
 
 
 def seen(

@@ -62,6 +62,9 @@ def test_follows_a_machine_that_slows_down() -> None:
     model.fit(62.0)
     assert not model.update(slower, 62.1)
     assert model.predict(4)[0] == pytest.approx(2 * affine_s(4), rel=0.05)
+    assert model.predict(8)[0] == pytest.approx(2 * affine_s(8), rel=0.1), "though it never ran"
+    assert model.update(samples({1: affine_s(1)}, 300), 62.2)
+    assert model.predict(8)[0] == pytest.approx(affine_s(8), rel=0.1), "and is quick again"
 
 
 def test_buckets_are_learnt_apart() -> None:

@@ -103,3 +103,10 @@ def test_takes_up_what_was_learnt() -> None:
     again.from_plain(json.loads(json.dumps(policy.to_plain())))
     assert again.is_reachable
     assert again.decide(seen(0.1, rows=500)).k == pytest.approx(knobs_of(policy).k, abs=1)
+
+
+def test_sizes_that_were_never_seen_do_not_make_it_refuse() -> None:
+    policy = ModelBased(Target(0.01, 32))
+    for tick in range(10):
+        policy.decide(seen(tick / 10, rows=10, service=samples({1: 430e-6}, 10)))
+    assert knobs_of(policy, rate=100).slack_s <= 0.0025

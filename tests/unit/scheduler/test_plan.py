@@ -90,3 +90,8 @@ def test_two_loads_are_weighed() -> None:
     plan = choose(mixed, GOAL_S, 0.8e-3, 32, 1.0)
     assert isinstance(plan, Plan)
     assert low.k <= plan.k <= high.k
+
+
+def test_a_table_that_falls_is_no_error() -> None:
+    table_s = [0.0, *(100e-6 + 20e-6 * rows for rows in range(1, 9)), *([150e-6] * 8)]
+    assert choose(load(40_000, table_s), GOAL_S, 0.8e-3, 16, 1.0).k >= 1
