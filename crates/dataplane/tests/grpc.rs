@@ -901,7 +901,7 @@ async fn the_control_plane_answers_load_and_unload() {
             for event in dataplane.events.take() {
                 let Event::Command { ticket, kind, model, parameters } = event else { continue };
                 let outcome =
-                    if model == "no" { Err(Error::not_found("failed to load 'no'")) } else { Ok(()) };
+                    if model == "no" { Err(Error::not_found("failed to load 'no'")) } else { Ok(String::new()) };
                 dataplane.repository.answer(ticket, outcome);
                 seen.push((kind, model, parameters));
             }
