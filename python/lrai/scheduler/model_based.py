@@ -1,5 +1,6 @@
 """The default policy: a learnt model of service and arrivals, and the cheapest knobs under it."""
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -121,12 +122,7 @@ class ModelBased(Policy):
         """Keep more of the goal free while more answers are late than the plan can explain."""
         if self.target.goal_s is None or not seen.requests:
             return
-        goal_us = self.target.goal_s * 1e6
-        late = sum(
-            count
-            for count, bound in zip(seen.latency[1:], seen.bounds_us, strict=False)
-            if bound >= goal_us
-        )
+        late = sum(seen.latency[bisect_left(seen.bounds_us, self.target.goal_s * 1e6) + 1 :])
         share = seen.requests / (seen.requests + 1000)
         self._late += share * (late / seen.requests - self._late)
         if self._late > _MOST_LATE:
