@@ -64,6 +64,11 @@ class _Cell:
         self.new = self.new_rows = 0
         self.new_s = self.new_s2 = 0.0
 
+    @property
+    def typical_s(self) -> float:
+        """The median, were times log-normal: batches that a busy machine held up move it little."""
+        return _typical(self.mean_s, self.variance_s2)
+
     def scale(self, factor: float) -> None:
         """Take all batches as if they had taken `factor` times as long."""
         self.mean_s *= factor
@@ -93,20 +98,20 @@ class _Curve:
             cell.learn(now_s)
         cells = sorted(self.cells.values(), key=lambda cell: cell.rows)
         first = cells[0]
-        single_s = first.mean_s / (1 - _PRIOR + _PRIOR * first.rows)
+        single_s = first.typical_s / (1 - _PRIOR + _PRIOR * first.rows)
         prior = _PRIOR_WEIGHT / single_s**2
         aa, ab, bb, ya, yb = prior, 0.0, prior, _PRIOR * prior * single_s, _PRIOR * prior * single_s
         noise, total = _PRIOR_NOISE**2, 1.0
         for cell in cells:
             age_s = now_s - cell.seen_s
             weight = cell.weight * max(0.5 ** (age_s / _HALF_LIFE_S), _LEAST_WEIGHT)
-            over = 1 / cell.mean_s
+            over = 1 / cell.typical_s
             aa += weight * over * over
             ab += weight * over * over * cell.rows
             bb += weight * over * over * cell.rows * cell.rows
             ya += weight * over
             yb += weight * over * cell.rows
-            noise += weight * cell.variance_s2 * over * over
+            noise += weight * cell.variance_s2 / (cell.mean_s * cell.mean_s)
             total += weight
         det = aa * bb - ab * ab
         alpha_s, beta_s = (bb * ya - ab * yb) / det, (aa * yb - ab * ya) / det
@@ -135,7 +140,7 @@ class _Curve:
 
     def _misfit(self, cell: _Cell) -> float:
         """How far the cell is from the line, as a ratio, without what may be its noise."""
-        ratio = cell.mean_s / (self.alpha_s + self.beta_s * cell.rows) - 1
+        ratio = cell.typical_s / (self.alpha_s + self.beta_s * cell.rows) - 1
         doubt = _MISFIT**2 + 2 * self.noise**2 / cell.weight
         return ratio * ratio * ratio / (ratio * ratio + doubt)
 
@@ -147,9 +152,12 @@ class _Curve:
             cell = cells.get(_cell_of(sample.rows))
             touched.append(cell)
             if cell is not None and cell.weight >= _KNOWN:
-                took_s += sample.sum_s
-                expected_s += sample.batches * cell.mean_s
-                chance_s2 += sample.batches * cell.mean_s * cell.mean_s
+                batches, mean_s = sample.batches, sample.sum_s / sample.batches
+                spread_s2 = max(0.0, sample.sum_squares_s2 / batches - mean_s * mean_s)
+                usual_s = cell.typical_s
+                took_s += batches * _typical(mean_s, spread_s2)
+                expected_s += batches * usual_s
+                chance_s2 += batches * usual_s * usual_s
         chance_s = 3 * self.noise * sqrt(chance_s2)
         is_odd = abs(took_s - expected_s) > _SURPRISE * expected_s + chance_s
         if is_odd:
@@ -209,6 +217,10 @@ class ServiceModel:
         mean_s = curve.table_s[min(rows, self.max_rows)]
         return mean_s, hypot(curve.noise * mean_s, curve.doubt_s(rows))
 
+    def doubt_s(self, edge: int = 0) -> float:
+        """Return the standard error of alpha in seconds."""
+        return sqrt(self._curves[edge].doubt[0])
+
     def line(self, edge: int = 0) -> tuple[float, float]:
         """Return alpha and beta of `alpha + beta rows`, in seconds."""
         return self._curves[edge].alpha_s, self._curves[edge].beta_s
@@ -244,6 +256,10 @@ class ServiceModel:
                 state = (min(weight, _MEMORY / 8), rows, mean_s, variance_s2, now_s)
                 curve.cells[int(key)] = _Cell(state)
             curve.fit(now_s, self.max_rows)
+
+
+def _typical(mean: float, variance: float) -> float:
+    return mean / sqrt(1 + variance / (mean * mean))
 
 
 def _cell_of(rows: int) -> int:

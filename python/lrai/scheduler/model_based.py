@@ -17,6 +17,7 @@ _WORTH: Final = 0.03
 _SURE: Final = 3.0
 _LEAST_SLACK: Final = 0.02
 _MOST_SLACK: Final = 0.2
+_MOST_NOISE: Final = 0.25
 _NEWS: Final = 0.1
 _REPLAN_S: Final = 1.0
 _PROBE_S: Final = 60.0
@@ -85,7 +86,7 @@ class ModelBased(Policy):
         self.service.fit(seen.now_s)
         edge = self.service.edges[-1]
         table_s = self.service.table_s(edge)
-        self._cap = _cap(table_s)
+        self._cap = _cap(table_s, self.service.doubt_s(edge))
         cap = self._cap
         if self._probed_s == float("-inf"):
             self._probed_s = seen.now_s
@@ -103,9 +104,13 @@ class ModelBased(Policy):
         group, noise = self.arrivals.rows_per_request, self.service.noise(edge)
         # Not for sizes that are uncertain because they were never seen: then they never would be.
         noise_s = min(_SURE * noise * table_s[cap], _MOST_SLACK * goal_s)
-        slack_s = noise_s + (_LEAST_SLACK + self.margin) * goal_s
-        load = Load(self.arrivals.rates(), group, table_s, noise, max(1, seen.replicas))
-        self.longest_s = max(0.0, goal_s - table_s[min(cap, max(1, round(group)))] - slack_s)
+        slack_s = noise_s + _LEAST_SLACK * goal_s
+        load = Load(
+            self.arrivals.rates(), group, table_s, min(noise, _MOST_NOISE), max(1, seen.replicas)
+        )
+        lone_s = table_s[min(cap, max(1, round(group)))]
+        # The margin shortens waiting only: requests are not refused for what others made late.
+        self.longest_s = max(0.0, (1 - self.margin) * goal_s - lone_s - slack_s)
         most = max(1, int(cap / group))
         self.plan = choose(load, goal_s, self.longest_s, most, self.target.cpu_cost)
         self._knobs = Knobs(
@@ -169,13 +174,16 @@ class ModelBased(Policy):
         self.margin = float(plain["margin"])
 
 
-def _cap(table_s: list[float]) -> int:
-    """Return the fewest rows whose time per row is about as good as that of any batch."""
-    best_s = min(time_s / rows for rows, time_s in enumerate(table_s) if rows)
+def _cap(table_s: list[float], doubt_s: float) -> int:
+    """Return the fewest rows whose time per row is about as good as that of any batch.
+
+    What may be fixed for all that is known counts as fixed: batches are made smaller on evidence.
+    """
+    best_s = min((time_s + doubt_s) / rows for rows, time_s in enumerate(table_s) if rows)
     return next(
         rows
         for rows, time_s in enumerate(table_s)
-        if rows and time_s <= (1 + _WORTH) * rows * best_s
+        if rows and time_s + doubt_s <= (1 + _WORTH) * rows * best_s
     )
 
 
