@@ -47,9 +47,7 @@ def _simulate(  # noqa: PLR0913 - one parameter per option
     ],
     model: Annotated[str, typer.Option("--model", "-m", help="At the URL of --service.")] = "",
     goal: Annotated[str, typer.Option("--goal", "-g", help="Latency goal; default: none.")] = "",
-    trace: Annotated[
-        str, typer.Option("--trace", "-t", metavar="NAME|FILE.csv,...")
-    ] = _TRACES,
+    trace: Annotated[str, typer.Option("--trace", "-t", metavar="NAME|FILE.csv,...")] = _TRACES,
     policies: Annotated[str, typer.Option("--policies", "-p", metavar="NAME,...")] = _POLICIES,
     max_batch_size: Annotated[int, typer.Option(min=1, max=4096, help="In rows.")] = 32,
     replicas: Annotated[int, typer.Option(min=1, max=64)] = 1,

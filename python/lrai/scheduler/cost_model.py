@@ -24,6 +24,8 @@ _MISFIT: Final = 0.01
 _SURPRISE: Final = 0.1
 # Batches after which a size is known.
 _KNOWN: Final = 8.0
+# What is left of a bucket's weight after a tick.
+_FADE: Final = 0.95
 _EXACT_ROWS: Final = 16
 
 
@@ -31,12 +33,14 @@ class _Cell:
     """Batches of about one size."""
 
     __slots__ = (
-        *("mean_s", "rows", "seen_s", "variance_s2", "weight"),
+        *("mean_s", "rows", "seen_s", "typical_s", "variance_s2", "weight"),
         *("new", "new_rows", "new_s", "new_s2"),
     )
 
     def __init__(self, plain: Sequence[float] = (0.0, 0.0, 0.0, 0.0, 0.0)) -> None:
         self.weight, self.rows, self.mean_s, self.variance_s2, self.seen_s = plain
+        self.typical_s = _typical(self.mean_s, self.variance_s2)
+        """The median, were times log-normal: batches that a busy machine held up move it little."""
         self.new = self.new_rows = 0
         self.new_s = self.new_s2 = 0.0
 
@@ -61,17 +65,14 @@ class _Cell:
         self.mean_s += share * gap_s
         self.rows += share * (self.new_rows / new - self.rows)
         self.weight, self.seen_s = old + new, now_s
+        self.typical_s = _typical(self.mean_s, self.variance_s2)
         self.new = self.new_rows = 0
         self.new_s = self.new_s2 = 0.0
-
-    @property
-    def typical_s(self) -> float:
-        """The median, were times log-normal: batches that a busy machine held up move it little."""
-        return _typical(self.mean_s, self.variance_s2)
 
     def scale(self, factor: float) -> None:
         """Take all batches as if they had taken `factor` times as long."""
         self.mean_s *= factor
+        self.typical_s *= factor
         self.variance_s2 *= factor * factor
 
     def to_plain(self) -> list[float]:
@@ -90,6 +91,8 @@ class _Curve:
         self.doubt = (1.0, 0.0, 1.0)
         """Covariance of alpha and beta: both variances around the covariance."""
         self.table_s: list[float] = []
+        self.busy_s = self.rows = 0.0
+        """Of late; both fade at the same rate."""
         self._knots: list[tuple[float, float]] = []
 
     def fit(self, now_s: float, max_rows: int) -> None:
@@ -151,6 +154,8 @@ class _Curve:
         for sample in samples:
             cell = cells.get(_cell_of(sample.rows))
             touched.append(cell)
+            self.busy_s += sample.sum_s
+            self.rows += sample.batches * sample.rows
             if cell is not None and cell.weight >= _KNOWN:
                 batches, mean_s = sample.batches, sample.sum_s / sample.batches
                 spread_s2 = max(0.0, sample.sum_squares_s2 / batches - mean_s * mean_s)
@@ -189,6 +194,11 @@ class ServiceModel:
         """Bucket edges that are learnt, ascending; [0] for a model without buckets."""
         return sorted(self._curves)
 
+    def busiest(self) -> tuple[int, float]:
+        """Return the bucket edge that takes most of the time, and its share of all rows."""
+        edge, curve = max(self._curves.items(), key=lambda one: one[1].busy_s)
+        return edge, curve.rows / (sum(one.rows for one in self._curves.values()) or 1.0) or 1.0
+
     def update(self, samples: Iterable[ServiceSample], now_s: float) -> bool:
         """Learn from a tick's batches; return whether predictions have changed at once.
 
@@ -199,6 +209,9 @@ class ServiceModel:
             if sample.batches > 0 and sample.rows > 0 and sample.sum_s > 0:
                 by_edge.setdefault(sample.edge, []).append(sample)
         is_surprised = False
+        for curve in self._curves.values():
+            curve.busy_s *= _FADE
+            curve.rows *= _FADE
         for edge, group in by_edge.items():
             curve = self._curves.setdefault(edge, _Curve())
             if curve.add(group, now_s):
@@ -259,7 +272,7 @@ class ServiceModel:
 
 
 def _typical(mean: float, variance: float) -> float:
-    return mean / sqrt(1 + variance / (mean * mean))
+    return mean / sqrt(1 + variance / (mean * mean)) if mean else 0.0
 
 
 def _cell_of(rows: int) -> int:

@@ -84,7 +84,7 @@ class ModelBased(Policy):
     def _replan(self, seen: Observation) -> None:
         self._planned_s, self._planned_for = seen.now_s, self._load()
         self.service.fit(seen.now_s)
-        edge = self.service.edges[-1]
+        edge, share = self.service.busiest()
         table_s = self.service.table_s(edge)
         self._cap = _cap(table_s, self.service.doubt_s(edge))
         cap = self._cap
@@ -105,9 +105,8 @@ class ModelBased(Policy):
         # Not for sizes that are uncertain because they were never seen: then they never would be.
         noise_s = min(_SURE * noise * table_s[cap], _MOST_SLACK * goal_s)
         slack_s = noise_s + _LEAST_SLACK * goal_s
-        load = Load(
-            self.arrivals.rates(), group, table_s, min(noise, _MOST_NOISE), max(1, seen.replicas)
-        )
+        rates = [(weight, share * rate) for weight, rate in self.arrivals.rates()]
+        load = Load(rates, group, table_s, min(noise, _MOST_NOISE), max(1, seen.replicas))
         lone_s = table_s[min(cap, max(1, round(group)))]
         # The margin shortens waiting only: requests are not refused for what others made late.
         self.longest_s = max(0.0, (1 - self.margin) * goal_s - lone_s - slack_s)
@@ -139,7 +138,7 @@ class ModelBased(Policy):
         """Say what was learnt and what follows from it."""
         if not self.service.edges:
             return "nothing has been served yet, so a batch leaves as soon as a replica is free"
-        alpha_s, beta_s = self.service.line(self.service.edges[-1])
+        alpha_s, beta_s = self.service.line(self.service.busiest()[0])
         learnt = f"a batch takes {alpha_s * 1e3:.3g} ms and {beta_s * 1e3:.3g} ms per row"
         most = f"with at most {self._cap} rows"
         if self._cap == 1:

@@ -100,7 +100,11 @@ def _outcome(told: dict[str, float], scene: Scene) -> Outcome:
     cost = mean_s
     if scene.goal_s:
         share = misses / max(1, requests)
-        cost = _MISS_COST * share + scene.cpu_cost * told["busy"] + _LATENCY_COST * mean_s / scene.goal_s
+        cost = (
+            _MISS_COST * share
+            + scene.cpu_cost * told["busy"]
+            + _LATENCY_COST * mean_s / scene.goal_s
+        )
     return Outcome(
         requests,
         misses,

@@ -25,7 +25,9 @@ def test_the_same_trace_gives_the_same_outcome():
 def test_greedy_is_fastest_and_waiting_saves_time_of_the_replica():
     arrivals = trace("poisson-0.2")
     greedy = simulate(Greedy, arrivals, MLP)
-    waiting = simulate(partial(Static, knobs=Knobs(k=10, tau_s=7e-4, work_conserving=False)), arrivals, MLP)
+    waiting = simulate(
+        partial(Static, knobs=Knobs(k=10, tau_s=7e-4, work_conserving=False)), arrivals, MLP
+    )
     assert waiting.p50_s > 2 * greedy.p50_s and waiting.busy < 0.5 * greedy.busy
     assert waiting.rows_per_batch > 8 and greedy.rows_per_batch < 3
     assert waiting.requests == greedy.requests == (arrivals.times_ns >= 2e9).sum()
