@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.report import ROOT, Goal, Section, Table, environment, write
 from lrai.scheduler.knobs import Knobs
 from lrai.scheduler.lab import traces
-from lrai.scheduler.lab.report import HINDSIGHT, Judged, draw, judge
+from lrai.scheduler.lab.report import HINDSIGHT, Judged, draw
 from lrai.scheduler.lab.service import Service
 from lrai.scheduler.lab.simulator import Choice, Outcome, Scene, simulate
 from lrai.scheduler.lab.training import train, trained
@@ -41,16 +41,16 @@ TRAINING_SEEDS = range(2000, 2004)
 POLICIES = ("one", "static-32", "static", "greedy", "fixed-delay", "aimd", "model-based", HINDSIGHT)
 # Student's two-sided 95% quantile by degrees of freedom.
 STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
-HOW = f"""**Simulated, not measured on a server**: the waiting line and the control loop of the server
-run on a fake clock. Service times of the MLP 512-1024-1024-16 ({MLP} us by rows) and of a CNN of 8
-layers ({CNN}) are onnxruntime's on one core, and {HAND_OVER_US:g} us for the way there and back are
-added; a batch varies by 5%, and 0.1% of the batches take 300 us more. At most 32 rows, one replica,
-goal {MLP_GOAL_S * 1e3:g} ms (CNN: {CNN_GOAL_S * 1e3:g} ms). Cost is 20 x misses + busy + 0.2 x mean /
-goal, all without the first 10 s of each trace. Every policy is tuned on one seed and judged on others;
-hindsight is the best fixed setting for the very trace on which it is judged. Intervals are of the mean
-over seeds of the paired difference (Student, 95%)."""
-MISFIT = f"""misfit: the time has a step of {STEP_US:g} us at {STEP_ROWS} rows, and a co-tenant makes it
-{SLOWDOWN:g} times as long in bursts (0.2 s, about once a second)"""
+HOW = f"""**Simulated, not measured on a server**: the waiting line and the control loop of the
+server run on a fake clock. Service times of the MLP 512-1024-1024-16 ({MLP} us by rows) and of a
+CNN of 8 layers ({CNN}) are onnxruntime's on one core, and {HAND_OVER_US:g} us for the way there
+and back are added; a batch varies by 5%, and 0.1% of the batches take 300 us more. At most 32
+rows, one replica, goal {MLP_GOAL_S * 1e3:g} ms (CNN: {CNN_GOAL_S * 1e3:g} ms). Cost is 20 x
+misses + busy + 0.2 x mean / goal, all without the first 10 s of each trace. Every policy is
+tuned on one seed and judged on others; hindsight is the best fixed setting for the very trace on
+which it is judged. Intervals are of the mean paired difference over the seeds (Student, 95%)."""
+MISFIT = f"""misfit: the time has a step of {STEP_US:g} us at {STEP_ROWS} rows, and a co-tenant makes
+it {SLOWDOWN:g} times as long in bursts (0.2 s, about once a second)"""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,10 @@ class Run:
 
 def ratios(found: Sequence[Judged], policy: str, other: str, field: str = "cost") -> Paired:
     """By how much a number of one policy differs from the other's, paired by seed."""
-    one, two = ([getattr(row.outcome, field) for row in found if row.policy == name] for name in (policy, other))
+    one, two = (
+        [getattr(row.outcome, field) for row in found if row.policy == name]
+        for name in (policy, other)
+    )
     return Paired.of([a / b - 1 for a, b in zip(one, two, strict=True)])
 
 
@@ -134,7 +137,12 @@ def goals(by_trace: dict[str, list[Judged]]) -> tuple[list[Goal], Table]:
     }
     least = max(busy, key=lambda name: busy[name].mean)
     slowest = max(
-        (row.outcome.p99_s for name in busy for row in by_trace[name] if row.policy == "model-based"),
+        (
+            row.outcome.p99_s
+            for name in busy
+            for row in by_trace[name]
+            if row.policy == "model-based"
+        ),
     )
     found = [
         Goal(
@@ -189,7 +197,14 @@ def convolutions(run: Run) -> tuple[Goal, Table]:
         size = statistics.mean(outcome.rows_per_batch for outcome in own)
         worst, most = max(worst, found, key=lambda one: one.mean), max(most, size)
         rows.append([name, f"{size:.2f}", _ms(own), _ms(alone), p99.text(), found.text()])
-    columns = ["trace", "rows per batch", "p99 ms", "of one by one", "p99 against it", "cost against it"]
+    columns = [
+        "trace",
+        "rows per batch",
+        "p99 ms",
+        "of one by one",
+        "p99 against it",
+        "cost against it",
+    ]
     text = "CNN: settles on one row and costs at most 3% more than one by one"
     measured = f"worst {worst.text()}, at most {most:.2f} rows on average"
     return Goal(text, measured, worst.mean <= 0.03 and most < 1.1), Table("CNN", columns, rows)
@@ -217,7 +232,11 @@ def learner(run: Run) -> tuple[Goal, Table, str]:
         rows.append([name, *(f"{a} ({b})" for a, b in zip(means, late, strict=True)), ratio.text()])
     total = Paired.of([a / b - 1 for a, b in zip(own_costs, costs, strict=True)][:10])
     columns = ["trace", "learner", "model-based", "greedy", "learner against model-based"]
-    goal = Goal("learner costs at least 5% less than model-based under misfit", total.text(), total.high <= -0.05)
+    goal = Goal(
+        "learner costs at least 5% less than model-based under misfit",
+        total.text(),
+        total.high <= -0.05,
+    )
     return goal, Table("Cost (misses) under misfit", columns, rows), MISFIT
 
 
@@ -241,7 +260,14 @@ def _summary(by_trace: dict[str, list[Judged]]) -> Table:
     for name, found in by_trace.items():
         for policy in POLICIES:
             own = [row for row in found if row.policy == policy]
-            mean = Outcome(*(statistics.mean(column) for column in zip(*map(dataclasses.astuple, (row.outcome for row in own)), strict=True)))
+            mean = Outcome(
+                *(
+                    statistics.mean(column)
+                    for column in zip(
+                        *map(dataclasses.astuple, (row.outcome for row in own)), strict=True
+                    )
+                )
+            )
             settings = {row.setting for row in own}
             setting = settings.pop() if len(settings) == 1 else "by seed"
             rows.append(list(Judged(name, policy, setting, mean).cells()))
@@ -257,7 +283,9 @@ def main() -> int:
     options = parser.parse_args()
     run = Run(range(options.seeds), options.seconds)
     where = environment("none (simulated)", {}, vars(options))
-    command = f"python -m benchmarks.scheduler --seeds {options.seeds} --seconds {options.seconds:g}"
+    command = (
+        f"python -m benchmarks.scheduler --seeds {options.seeds} --seconds {options.seconds:g}"
+    )
     where = dataclasses.replace(where, command=command)
     started = time.monotonic()
     by_trace = {}
