@@ -83,7 +83,7 @@ class Learner(ModelBased):
         self._watch_misses(seen)
         if seen.now_s < self._retreats_until_s:
             self._ticks = 0
-            return Knobs(cap=knobs.cap)
+            return replace(knobs, k=0, tau_s=0.0, work_conserving=True)
         if self._ticks:
             self._cost += (self._seen_cost(seen, goal_s) - plan.cost) / _EPOCH_TICKS
         if self._ticks == _EPOCH_TICKS:

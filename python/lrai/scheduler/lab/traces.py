@@ -89,6 +89,15 @@ def with_lengths(trace: Trace, median: float, sigma: float, most: int, seed: int
     return Trace(f"{trace.name}-lengths", trace.seconds, trace.times_ns, trace.rows, lengths)
 
 
+def in_groups(trace: Trace, size: int, spread_s: float, seed: int) -> Trace:
+    """Return that many requests for each of the trace's, uniformly within `spread_s` after it."""
+    random = np.random.default_rng([seed, 2])
+    later_ns = random.uniform(0.0, spread_s * 1e9, (len(trace.times_ns), size)).astype(np.int64)
+    times_ns = np.sort((trace.times_ns[:, None] + later_ns).ravel())
+    rows, lengths = np.repeat(trace.rows, size), np.repeat(trace.lengths, size)
+    return Trace(f"{trace.name} in groups of {size}", trace.seconds, times_ns, rows, lengths)
+
+
 def read(path: Path) -> Trace:
     """Return the trace of a CSV file of time (s)[,rows[,length]]; raises ConfigError."""
     hint = "each line is the time in s, then the rows and the length, or only the time"
