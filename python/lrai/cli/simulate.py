@@ -28,7 +28,7 @@ mean latency / goal, and without a goal the mean latency in seconds.
 
     lrai simulate --service http://127.0.0.1:8000 --model mlp --goal 20ms --plot policies.svg
 
-    lrai simulate --service times.json --goal 5ms --trace mmpp,arrivals.csv --policies greedy,model-based
+    lrai simulate --service times.json --goal 5ms --trace mine.csv --policies greedy,model-based
 
 A service of ALPHA,BETA takes ALPHA + BETA x rows us per batch; a .json file lists [edge, rows, us],
 edge 0 for a model without lengths; a URL asks a running server for what it has measured. A trace is
@@ -89,7 +89,7 @@ def _simulate(  # noqa: PLR0913 - one parameter per option
 
 
 def _pair(name: str, scene: Scene, seconds: float) -> tuple[traces.Trace, traces.Trace]:
-    """Return the arrivals to tune on, and those to judge on: of a file the first and second half."""
+    """Return the arrivals to tune on, and those to judge on: the halves of a file."""
     if name.endswith(".csv"):
         return traces.halves(traces.read(Path(name)))
     if name not in traces.TRACES:

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Final, cast
 
 from lrai import _native
-from lrai.errors import ConfigError
 from lrai.config import SchedulerConfig
+from lrai.errors import ConfigError
 from lrai.scheduler.control import Controller, Subject
 from lrai.scheduler.lab.service import Service
 from lrai.scheduler.lab.traces import Trace
