@@ -47,7 +47,11 @@ PARTS = (
         ("crates/dataplane/src/faces/", "python/lrai/gateway/faces/"),
     ),
     Part("load generator", 500, ("crates/loadgen/src/", "crates/native/src/loadgen")),
-    Part("scheduler lab", 400, package("scheduler/lab/")),
+    Part(
+        "scheduler lab, simulator",
+        900,
+        ("crates/simulator/src/", "crates/native/src/simulator", *package("scheduler/lab/")),
+    ),
     Part("other backends", 300, package("backends/openvino", "backends/tvm")),
     Part("dataplane", 2_300, ("crates/dataplane/src/",), core=True),
     Part("native", 300, ("crates/native/src/",), core=True),

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -48,6 +49,9 @@ def _simulate(  # noqa: PLR0913 - one parameter per option
     model: Annotated[str, typer.Option("--model", "-m", help="At the URL of --service.")] = "",
     goal: Annotated[str, typer.Option("--goal", "-g", help="Latency goal; default: none.")] = "",
     trace: Annotated[str, typer.Option("--trace", "-t", metavar="NAME|FILE.csv,...")] = _TRACES,
+    lengths: Annotated[
+        str, typer.Option(metavar="MEDIAN,SIGMA,MOST", help="Log-normal, of made requests.")
+    ] = "",
     policies: Annotated[str, typer.Option("--policies", "-p", metavar="NAME,...")] = _POLICIES,
     max_batch_size: Annotated[int, typer.Option(min=1, max=4096, help="In rows.")] = 32,
     replicas: Annotated[int, typer.Option(min=1, max=64)] = 1,
@@ -71,10 +75,9 @@ def _simulate(  # noqa: PLR0913 - one parameter per option
     )
     names = [name.strip() for name in policies.split(",") if name.strip()]
     report.check_names(names)
+    pair = partial(_pair, scene, _seconds("--duration", duration), _read_lengths(lengths))
     judged = [
-        one
-        for name in trace.split(",")
-        for one in report.judge(names, *_pair(name.strip(), scene, _seconds("-d", duration)), scene)
+        one for name in trace.split(",") for one in report.judge(names, *pair(name.strip()), scene)
     ]
     if as_json:
         print(json.dumps([asdict(one) for one in judged], indent=1))
@@ -88,15 +91,34 @@ def _simulate(  # noqa: PLR0913 - one parameter per option
             raise ConfigError(f"{plot} cannot be written: {error.strerror}") from error
 
 
-def _pair(name: str, scene: Scene, seconds: float) -> tuple[traces.Trace, traces.Trace]:
+def _pair(
+    scene: Scene, seconds: float, lengths: tuple[float, float, int] | None, name: str
+) -> tuple[traces.Trace, traces.Trace]:
     """Return the arrivals to tune on, and those to judge on: the halves of a file."""
     if name.endswith(".csv"):
         return traces.halves(traces.read(Path(name)))
     if name not in traces.TRACES:
         raise ConfigError(f"there is no trace {name!r}", f"FILE.csv or {', '.join(traces.TRACES)}")
-    capacity = scene.service.capacity(scene.max_rows) * scene.replicas
-    tuning = traces.make(name, capacity, seconds, scene.seed + 1)
-    return tuning, traces.make(name, capacity, seconds, scene.seed)
+    edge = round(lengths[0]) if lengths else 0
+    capacity = scene.service.capacity(scene.max_rows, edge) * scene.replicas
+
+    def made(seed: int) -> traces.Trace:
+        trace = traces.make(name, capacity, seconds, seed)
+        return traces.with_lengths(trace, *lengths, seed) if lengths else trace
+
+    return made(scene.seed + 1), made(scene.seed)
+
+
+def _read_lengths(text: str) -> tuple[float, float, int] | None:
+    if not text:
+        return None
+    try:
+        median, sigma, most = map(float, text.split(","))
+        if not (1 <= median <= most <= 2**31 and 0 <= sigma < 10):
+            raise ValueError(text)
+    except ValueError:
+        raise ConfigError(f"--lengths is {text!r}", "write MEDIAN,SIGMA,MOST: 64,0.8,512") from None
+    return median, sigma, int(most)
 
 
 def _seconds(option: str, text: str) -> float:

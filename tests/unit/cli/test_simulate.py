@@ -28,12 +28,23 @@ def test_a_trace_file_is_judged_on_its_second_half(tmp_path, capsys):
     assert one["outcome"]["requests"] == 1000
 
 
+def test_requests_of_different_length_share_no_batch_without_buckets(tmp_path, capsys):
+    def median_s(*options):
+        assert main([*SHORT, "--trace", "poisson-0.5", "-p", "greedy", "--json", *options]) == 0
+        (one,) = json.loads(capsys.readouterr().out)
+        return one["outcome"]["p50_s"]
+
+    assert median_s("--lengths", "64,0.8,512") > 2 * median_s()
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
         (["--trace", "storm"], "there is no trace 'storm'"),
         (["--policies", "best"], "there is no policy 'best'"),
         (["--plot", "picture.png"], "is no .svg file"),
+        (["--lengths", "64,0.8"], "--lengths is '64,0.8'"),
+        (["--lengths", "64,0.8,32"], "--lengths is '64,0.8,32'"),
         (["--goal", "fast"], "--goal is 'fast'"),
         (["--service", "fast"], "names no service times"),
     ],

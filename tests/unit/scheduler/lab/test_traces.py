@@ -41,6 +41,15 @@ def test_lengths_are_log_normal_and_bounded():
     assert np.array_equal(trace.times_ns, plain.times_ns)
 
 
+def test_groups_arrive_together_and_keep_the_rows_of_their_first():
+    plain = traces.make("poisson-0.05", 10_000.0, 5.0, 6)
+    trace = traces.in_groups(plain, 4, 50e-6, 6)
+    assert len(trace.times_ns) == len(trace.rows) == 4 * len(plain.times_ns)
+    assert (np.diff(trace.times_ns) >= 0).all()
+    near = np.searchsorted(plain.times_ns, trace.times_ns, side="right") - 1
+    assert (trace.times_ns - plain.times_ns[near] < 50_000).all()
+
+
 def test_a_file_is_read_sorted_and_cut_into_halves(tmp_path):
     path = tmp_path / "arrivals.csv"
     path.write_text("# time, rows, length\n2.5,3,70\n0.5\n1.0,2\n")
