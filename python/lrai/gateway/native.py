@@ -18,7 +18,7 @@ class Event:
     """Something that happened in the data plane; fields that its kind does not use are empty."""
 
     event: str
-    """replica_ready, replica_lost, command, removed, poison or log."""
+    """replica_ready, replica_lost, command, removed, poison or journal."""
     key: int = 0
     replica: int = 0
     detail: str = ""
@@ -97,6 +97,23 @@ def gateway_config(settings: Settings) -> dict[str, Any]:
         "model_control": settings.repository.model_control_mode,
         "access_log": settings.log.access_log,
         "server_version": _native.__version__,
+        **_journal_config(settings),
+    }
+
+
+def _journal_config(settings: Settings) -> dict[str, Any]:
+    journal = settings.journal
+    place = journal.place
+    if place == "auto":
+        place = "sqlite" if settings.server.state else "off"
+    if place == "sqlite":
+        place = f"sqlite:{settings.server.state_folder()}"
+    return {
+        "journal": "" if place == "off" else place,
+        "journal_max_bytes": journal.max_bytes,
+        "journal_keep_ms": round(journal.keep_s * 1e3),
+        "journal_patience_ms": round(journal.patience_s * 1e3),
+        "webhooks": journal.webhooks,
     }
 
 
