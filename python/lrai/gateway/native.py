@@ -9,6 +9,7 @@ from typing import Any
 from lrai import _native
 from lrai.config import Settings
 from lrai.errors import DataPlaneError, LraiError, RepositoryError
+from lrai.gateway.faces.journal import journal_config
 from lrai.registry.index import IndexRow
 from lrai.registry.resolve import ServedModel
 
@@ -97,23 +98,7 @@ def gateway_config(settings: Settings) -> dict[str, Any]:
         "model_control": settings.repository.model_control_mode,
         "access_log": settings.log.access_log,
         "server_version": _native.__version__,
-        **_journal_config(settings),
-    }
-
-
-def _journal_config(settings: Settings) -> dict[str, Any]:
-    journal = settings.journal
-    place = journal.place
-    if place == "auto":
-        place = "sqlite" if settings.server.state else "off"
-    if place == "sqlite":
-        place = f"sqlite:{settings.server.state_folder()}"
-    return {
-        "journal": "" if place == "off" else place,
-        "journal_max_bytes": journal.max_bytes,
-        "journal_keep_ms": round(journal.keep_s * 1e3),
-        "journal_patience_ms": round(journal.patience_s * 1e3),
-        "webhooks": journal.webhooks,
+        **journal_config(settings),
     }
 
 
