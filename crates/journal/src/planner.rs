@@ -70,7 +70,7 @@ impl Planner {
         answer: &'a Record,
         (progress, expires_ms): (Progress, u64),
     ) -> (Outcome, Option<Change<'a>>) {
-        let Some(row) = self.row(id) else { return (Outcome::Missing, None) };
+        let Some(row) = self.row(id).filter(|row| row.is_waiting) else { return (Outcome::Missing, None) };
         let before = row.clone();
         (row.size, row.is_waiting) = (answer.size(), false);
         (changed(&before), Some(Change::Answer { seq: id.seq, before, answer, progress, expires_ms }))

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use ::redis::{Client, Connection, RedisError, RedisResult, cmd, pipe};
+use ::redis::{Client, Connection, FromRedisValue, Pipeline, RedisError, RedisResult, cmd, pipe};
 
 use crate::entry::{Found, Id, Progress, Record};
 use crate::fault::Fault;
@@ -193,10 +193,10 @@ fn known(connection: &mut Connection, writes: &[Write]) -> RedisResult<Planner> 
         about_names.cmd("GET").arg(name_key(name));
     }
     for seq in &ids {
-        about_ids.cmd("HMGET").arg(entry_key(*seq)).arg(&["token", "size", "progress", "name", "lane"]);
+        about_ids.cmd("HMGET").arg(entry_key(*seq)).arg(&["token", "size", "progress", "name"]);
     }
-    let owners: Vec<Option<String>> = about_names.query(connection)?;
-    let rows: Vec<Vec<Option<String>>> = about_ids.query(connection)?;
+    let owners: Vec<Option<String>> = query(&about_names, connection)?;
+    let rows: Vec<Vec<Option<String>>> = query(&about_ids, connection)?;
     Ok(Planner {
         rows: ids.into_iter().zip(rows).filter_map(|(seq, row)| Some((seq, read_row(row)?))).collect(),
         names: names
@@ -205,6 +205,11 @@ fn known(connection: &mut Connection, writes: &[Write]) -> RedisResult<Planner> 
             .filter_map(|(name, owner)| Some((name, read_owner(&owner?)?)))
             .collect(),
     })
+}
+
+/// The answers to all commands, of which there may be none.
+fn query<T: FromRedisValue>(commands: &Pipeline, connection: &mut Connection) -> RedisResult<Vec<T>> {
+    if commands.is_empty() { Ok(Vec::new()) } else { commands.query(connection) }
 }
 
 /// Reads `token, size, progress, name`.
@@ -253,7 +258,7 @@ fn apply(connection: &mut Connection, changes: &[Change<'_>]) -> RedisResult<()>
                     all.cmd("XDEL").arg(UNFINISHED).arg(format!("{seq}-0")).ignore();
                 }
                 bytes += answer.size() as i64 - before.size as i64;
-                waiting -= i64::from(before.is_waiting);
+                waiting -= 1;
             }
             Change::Close { seq } => {
                 all.cmd("HSET").arg(entry_key(*seq)).arg("progress").arg(2).ignore();
@@ -276,7 +281,7 @@ fn apply(connection: &mut Connection, changes: &[Change<'_>]) -> RedisResult<()>
     all.exec(connection)
 }
 
-fn fields(all: &mut ::redis::Pipeline, progress: Progress, record: &Record) {
+fn fields(all: &mut Pipeline, progress: Progress, record: &Record) {
     all.arg("progress").arg(progress as u8).arg("size").arg(record.size());
     all.arg("head").arg(&record.head).arg("body").arg(&record.body[..]);
 }
@@ -300,7 +305,7 @@ impl Store for Redis {
         for seq in &seqs {
             tokens.cmd("HGET").arg(entry_key(*seq)).arg("token");
         }
-        let tokens: Vec<Option<String>> = self.with(|connection| tokens.query(connection))?;
+        let tokens: Vec<Option<String>> = self.with(|connection| query(&tokens, connection))?;
         let ids = seqs
             .into_iter()
             .zip(tokens)

@@ -135,7 +135,7 @@ fn id_of(row: &Row<'_>) -> Result<Id, rusqlite::Error> {
     Ok(Id { seq: row.get::<_, i64>(0)? as u64, token: u128::from_be_bytes(row.get(1)?) })
 }
 
-/// Runs `sql`, whose first parameters are seq and token, on an entry that exists.
+/// Runs `sql`, whose first parameters are seq and token, on an entry if it exists.
 fn change(
     transaction: &Transaction<'_>,
     id: Id,
@@ -149,8 +149,9 @@ fn change(
         Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? == 0))
     });
     let Some((size, was_waiting)) = found.optional()? else { return Ok(Outcome::Missing) };
-    transaction.prepare_cached(sql)?.execute(rusqlite::params_from_iter(key.iter().chain(more)))?;
-    Ok(Outcome::Changed { size, was_waiting })
+    let params = rusqlite::params_from_iter(key.iter().chain(more));
+    let num_changed = transaction.prepare_cached(sql)?.execute(params)?;
+    Ok(if num_changed == 0 { Outcome::Missing } else { Outcome::Changed { size, was_waiting } })
 }
 
 fn write(transaction: &Transaction<'_>, write: &Write) -> Result<Outcome, rusqlite::Error> {
@@ -165,11 +166,11 @@ fn write(transaction: &Transaction<'_>, write: &Write) -> Result<Outcome, rusqli
                 Value::Blob(answer.body.to_vec()),
             ];
             let sql = "UPDATE entries SET progress = ?3, size = ?4, expires = ?5, head = ?6, body = ?7
-                       WHERE seq = ?1 AND token = ?2";
+                       WHERE seq = ?1 AND token = ?2 AND progress = 0";
             change(transaction, *id, sql, &more)
         }
         Write::Close(id) => {
-            let sql = "UPDATE entries SET progress = 2 WHERE seq = ? AND token = ? AND progress = 1";
+            let sql = "UPDATE entries SET progress = 2 WHERE seq = ? AND token = ? AND progress > 0";
             change(transaction, *id, sql, &[])
         }
         Write::Remove(id) => change(transaction, *id, "DELETE FROM entries WHERE seq = ? AND token = ?", &[]),

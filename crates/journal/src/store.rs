@@ -13,7 +13,7 @@ pub enum Write {
         /// The secret of its id.
         token: u128,
     },
-    /// Put the answer in the request's place; an entry that has gone stays away.
+    /// Put the answer in the place of a request that waits: the first one stays, and an entry that has gone stays away.
     Answer {
         /// The entry.
         id: Id,
@@ -46,7 +46,7 @@ pub enum Outcome {
         /// Whether it was a request that waited.
         was_waiting: bool,
     },
-    /// There is no such entry.
+    /// There is no such entry, or none in that state.
     Missing,
 }
 

@@ -92,7 +92,7 @@ fn count(counters: &Counters, write: &Write, outcome: &Result<Outcome, Fault>) {
         match write {
             Write::Answer { answer, .. } => {
                 counters.bytes.fetch_add(answer.size(), Relaxed);
-                counters.answered.fetch_add(u64::from(*was_waiting), Relaxed);
+                counters.answered.fetch_add(1, Relaxed);
                 counters.release(*size);
             }
             Write::Remove(_) => counters.release(*size),

@@ -111,7 +111,7 @@ fn holds_the_contract(store: &mut dyn Store) {
     let real = answer(one, "answer", Progress::Open, 1000);
     let outcomes = store.commit(&[forged, real, Write::Close(two)]).unwrap();
     let before = Outcome::Changed { size: size_one, was_waiting: true };
-    assert_eq!(outcomes, [Outcome::Missing, before, Outcome::Missing].map(|outcome| outcome));
+    assert_eq!(outcomes, [Outcome::Missing, before, Outcome::Missing]);
     let found = store.find(one, 999).unwrap().unwrap();
     assert_eq!((found.record, found.progress), (record("answer"), Progress::Open));
     assert_eq!(store.find(one, 1000).unwrap(), None);
@@ -307,12 +307,15 @@ fn follow(
             }
         }
         (Write::Answer { id, answer, progress, .. }, _) => {
-            assert_eq!(outcome, &changed(model.get(id)));
-            if let Some(entry) = model.get_mut(id) {
+            let waiting = model.get(id).filter(|entry| entry.1 == Progress::Waiting);
+            assert_eq!(outcome, &changed(waiting));
+            if let Some(entry) = model.get_mut(id).filter(|entry| entry.1 == Progress::Waiting) {
                 *entry = (answer.clone(), *progress);
             }
         }
         (Write::Close(id), _) => {
+            let answered = model.get(id).filter(|entry| entry.1 != Progress::Waiting);
+            assert_eq!(outcome, &changed(answered));
             if let Some(entry) = model.get_mut(id).filter(|entry| entry.1 == Progress::Open) {
                 entry.1 = Progress::Done;
             }
