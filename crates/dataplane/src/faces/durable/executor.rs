@@ -39,7 +39,7 @@ pub struct Task {
 pub struct Lane {
     waiting: VecDeque<Task>,
     workers: usize,
-    /// Since when nothing could be answered.
+    /// Since when its model is away.
     failing: Option<Instant>,
 }
 
@@ -74,7 +74,7 @@ async fn worker_task(dataplane: Arc<Dataplane>, name: String) {
     }
 }
 
-/// What a store does for once may be possible a moment later.
+/// The time until what fails now is tried again.
 struct Pause(Duration);
 
 impl Pause {
@@ -116,7 +116,7 @@ impl Durable {
         lane: &str,
         Task { id, mut request }: Task,
     ) -> Result<Option<(Id, Answered)>> {
-        let mut pause = Pause(FIRST_PAUSE);
+        let (began, mut pause) = (Instant::now(), Pause(FIRST_PAUSE));
         loop {
             let taken = match request.take() {
                 Some(request) => request,
@@ -134,7 +134,7 @@ impl Durable {
             if is_failure && self.is_draining.load(Relaxed) {
                 return Ok(None);
             }
-            if !self.is_final(lane, &outcome) {
+            if !self.is_final(lane, &outcome) && began.elapsed() < self.patience {
                 pause.wait().await;
                 continue;
             }
@@ -154,7 +154,7 @@ impl Durable {
         }))
     }
 
-    /// Whether an outcome is the answer: a model that is away may come back, until patience is over.
+    /// Whether an outcome is the answer: a model that is away may come back, until patience is over for all of its lane.
     fn is_final(&self, name: &str, outcome: &Result<Encoded>) -> bool {
         let is_away = |error: &Error| matches!(error.code, Code::Unavailable | Code::NotFound);
         let mut lanes = self.lanes.lock();
