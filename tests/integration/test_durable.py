@@ -149,7 +149,7 @@ def test_what_the_model_refuses_is_the_answer(http, server, gate):
     plain = http(server.http, "/v2/models/guarded/infer", body([[-1.0]]))
     taken = http(server.http, "/v2/models/guarded/infer", body([[-1.0]]), headers=ASYNC)
     answer = fetch(http, server, taken.headers["location"])
-    assert answer.status == plain.status == 500
+    assert answer.status == plain.status == 400
     assert answer.json == plain.json
     assert "no negative numbers" in answer.error
 
@@ -280,7 +280,7 @@ def test_grpc_hears_what_the_model_refused(http, server, gate):
         tensor.set_data_from_numpy(np.full((1, 1), -1, np.float32))
         taken = client.infer("guarded", [tensor], parameters={"durable": True}).get_response()
         identifier = taken.parameters["durable_id"].string_param
-        assert fetch(http, server, f"/v2/requests/{identifier}").status == 500
+        assert fetch(http, server, f"/v2/requests/{identifier}").status == 400
         with pytest.raises(tritonclient.grpc.InferenceServerException, match="no negative numbers"):
             client.infer("guarded", [tensor], parameters={"durable_id": identifier})
 
