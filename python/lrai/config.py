@@ -66,6 +66,9 @@ NAMES: Final = Kind(
     "names with commas between them",
 )
 BOOLEAN: Final = Kind("true|false", lambda text: _BOOLEANS[text.strip().lower()], "true or false")
+NUMBER: Final = Kind(
+    "NUMBER", lambda text: _read_scaled(text, {"": 1.0}), "a number of at least 0, such as 0.2"
+)
 DURATION: Final = Kind(
     "DURATION",
     lambda text: _read_scaled(text, _DURATIONS),
@@ -125,6 +128,8 @@ class GatewayConfig:
     """Time a client has to send its body."""
     keep_alive_timeout_s: float = _setting(600.0, DURATION)
     """Time a connection may stay open between two requests."""
+    tenant_header: str = _setting("", TEXT)
+    """Header that names a request's tenant: tenants share each model fairly; empty = no tenants."""
     not_ready_status: str = _setting("400", _choice("400", "503"))
     """Status of /v2/health/ready before ready; KServe wants 503."""
 
@@ -156,7 +161,7 @@ class ServerConfig:
     drain_timeout_s: float = _setting(30.0, DURATION)
     """Time that open requests have at the end."""
     state: str = _setting("", TEXT)
-    """Folder for what must survive; default $XDG_STATE_HOME/lrai."""
+    """Folder for what must survive a restart, as what the scheduler learnt; empty = nothing."""
 
     def state_folder(self) -> Path:
         """Return the folder for what must survive."""
@@ -237,6 +242,26 @@ class KnobsConfig:
 
 
 @dataclass(frozen=True)
+class SchedulerConfig:
+    """What a model's knobs are tuned for, unless they are set; a model's own lrai.toml wins."""
+
+    latency_goal_s: float = _setting(0.0, DURATION)
+    """p99 over 10 s, from request complete to answer begun; 0 = as fast as possible."""
+    cpu_cost: float = _setting(1.0, NUMBER)
+    """What a busy processor costs, against five goals of mean latency; 0 = never wait for more."""
+    policy: str = _setting(
+        "model-based", _choice("model-based", "greedy", "aimd", "fixed-delay", "static")
+    )
+    """Who tunes: model-based learns and meets the goal, the others are for comparison."""
+    alert_factor: float = _setting(1.5, NUMBER)
+    """An alert is raised when p99 over 10 s is above so many goals."""
+    slower_by: float = _setting(0.2, NUMBER)
+    """A model whose p99 is so much above what it was asks for being tuned again."""
+    slower_days: int = _setting(3, _integer(0, 30))
+    """Days running before it asks; 0 = never."""
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that `lrai serve` was told."""
 
@@ -247,6 +272,7 @@ class Settings:
     log: LogConfig = LogConfig()
     model: ModelConfig = ModelConfig()
     knobs: KnobsConfig = KnobsConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
     notes: tuple[str, ...] = ()
     """Sentences about settings that were accepted but have no effect; written at the start."""
 
@@ -347,8 +373,17 @@ def overlay(settings: Settings, tables: Mapping[str, Any], file: Path, *sections
             raise ConfigError(
                 f"{file} has no section [{section}]", hint=f"use {', '.join(allowed)}"
             )
-        for name, value in table.items():
-            setting = known.get((section, name))
+        for name, given in table.items():
+            setting, value = known.get((section, name)), given
+            bare = known.get((section, name.removesuffix("_ms")))
+            if (
+                setting is None
+                and bare
+                and bare.kind is DURATION
+                and isinstance(given, int | float)
+            ):
+                # The unit may stand in the name instead.
+                setting, value = bare, f"{given}ms"
             if setting is None:
                 from difflib import get_close_matches  # only for a mistake: 0.3 MB
 

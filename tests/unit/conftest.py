@@ -15,6 +15,7 @@ from lrai.errors import ModelLoadError
 from lrai.gateway.native import Gateway
 from lrai.lifecycle import Lifecycle
 from lrai.registry.repository import Repository
+from lrai.scheduler.control import Notice, Scheduler
 
 SIGNATURE = Signature(
     platform="onnxruntime_onnx",
@@ -33,7 +34,8 @@ class FakeNative:
         self.specs: dict[int, dict[str, Any]] = {}
         self.routes: dict[tuple[str, str], int] = {}
         self.index: list[dict[str, str]] = []
-        self.knobs: dict[int, tuple[int, int, int, bool]] = {}
+        self.knobs: dict[int, dict[str, Any]] = {}
+        self.windows: list[Any] = []
         self.answers: dict[int, tuple[str, str]] = {}
         self.ready = False
         self.connections = 0
@@ -84,11 +86,11 @@ class FakeNative:
         self.ready = ready
         self.calls.append(f"ready {ready}")
 
-    def set_knobs(self, key: int, k: int, tau_us: int, slack_us: int, work: bool) -> None:
-        self.knobs[key] = (k, tau_us, slack_us, work)
+    def set_knobs(self, key: int, knobs: str) -> None:
+        self.knobs[key] = json.loads(knobs)
 
     def observe(self) -> list[Any]:
-        return []
+        return self.windows
 
     def answer(self, ticket: int, code: str, message: str) -> None:
         self.answers[ticket] = (code, message)
@@ -175,6 +177,7 @@ class World:
         self.native = FakeNative()
         self.gateway = Gateway(self.native)  # type: ignore[arg-type]
         self.supervisor = FakeSupervisor(self.native)
+        self.notices: list[Notice] = []
 
     def write(self, place: str, behaviour: str = "good") -> Path:
         """Write a file of the repository."""
@@ -191,7 +194,8 @@ class World:
         """Return a lifecycle whose events are taken while it waits."""
         settings = self.settings(**flags)
         repository = Repository(settings, parse_config=str)
-        lifecycle = Lifecycle(settings, repository, self.gateway, self.supervisor)  # type: ignore[arg-type]
+        scheduler = Scheduler(self.gateway.set_knobs, self.notices.append)
+        lifecycle = Lifecycle(settings, repository, self.gateway, self.supervisor, scheduler)  # type: ignore[arg-type]
 
         def take() -> None:
             events = self.gateway.events()

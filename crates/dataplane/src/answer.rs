@@ -88,6 +88,7 @@ pub struct Ticket {
     pub(crate) rows: u32,
     pub(crate) batch: u64,
     pub(crate) enqueued: Instant,
+    pub(crate) deadline: Option<Instant>,
 }
 
 impl Ticket {
@@ -109,8 +110,8 @@ impl Ticket {
         };
         match outcome {
             Ok(Ok((outputs, index))) => {
-                let Self { wanted, rows, enqueued, .. } = self;
-                Ok(Answer { wanted, rows, enqueued, outputs, index })
+                let Self { wanted, rows, enqueued, deadline, .. } = self;
+                Ok(Answer { wanted, rows, enqueued, deadline, outputs, index })
             }
             // Errors of the queue were counted where they arose; only the request's id is added here.
             Ok(Err(error)) => Err(tag(&self.wanted.id, error)),
@@ -131,6 +132,7 @@ pub struct Answer {
     pub wanted: Wanted,
     rows: u32,
     enqueued: Instant,
+    deadline: Option<Instant>,
     outputs: Arc<Outputs>,
     index: usize,
 }
@@ -164,7 +166,9 @@ impl Answer {
     /// To be called when the answer has been encoded: counts it.
     pub fn encoded(&self) {
         let Outputs { model, sent, compute_ns, .. } = &*self.outputs;
-        let queue_ns = sent.saturating_duration_since(self.enqueued).as_nanos() as u64;
-        model.stats.answered(queue_ns, *compute_ns, self.enqueued.elapsed().as_nanos() as u64, self.rows);
+        let now = Instant::now();
+        let [queue_ns, total_ns] = [*sent, now].map(|end| (end - self.enqueued).as_nanos() as u64);
+        let is_late = self.deadline.is_some_and(|deadline| now > deadline);
+        model.stats.answered(queue_ns, *compute_ns, total_ns, self.rows, is_late);
     }
 }

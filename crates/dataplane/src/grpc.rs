@@ -6,6 +6,7 @@
 //! extensions are in [`crate::faces`].
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::TryFutureExt;
@@ -27,7 +28,7 @@ use crate::proto::model_metadata_response::TensorMetadata;
 use crate::proto::{self, ModelInferRequest};
 use crate::protobuf;
 use crate::reply::{Outgoing, Reply};
-use crate::request::tag;
+use crate::request::{Sender, tag};
 use crate::tensor::TensorSpec;
 
 /// The service's full name.
@@ -42,11 +43,14 @@ pub async fn call(dataplane: &Arc<Dataplane>, mut request: Box<(Parts, Incoming)
     let answered = match deadline::of_call(&parts.headers) {
         Err(error) => Err(error),
         Ok(time) if method == "ModelStreamInfer" => stream::call(dataplane, *request, time),
-        Ok(None) => unary(dataplane, method, parts, body).await,
+        Ok(None) => unary(dataplane, method, parts, body, None).await,
         // Boxed, as every rare way: the future of an inference is moved about, and shall be small.
-        Ok(Some(time)) => Box::pin(timeout(time, unary(dataplane, method, parts, body)))
-            .await
-            .unwrap_or_else(|_| Err(deadline::passed())),
+        Ok(Some(time)) => {
+            let end = Instant::now().checked_add(time);
+            Box::pin(timeout(time, unary(dataplane, method, parts, body, end)))
+                .await
+                .unwrap_or_else(|_| Err(deadline::passed()))
+        }
     };
     answered.unwrap_or_else(framing::refusal)
 }
@@ -61,6 +65,7 @@ async fn unary(
     method: &str,
     parts: &Parts,
     body: &mut Incoming,
+    deadline: Option<Instant>,
 ) -> Result<Reply> {
     let (coding, back) = Coding::of_call(&parts.headers)?;
     let mut data = Reader::new(dataplane).all(body).await?;
@@ -76,7 +81,7 @@ async fn unary(
             framing::finish(buffer, back)
         };
         let kept = dataplane.durable.is_some().then(|| message.clone());
-        match (submit(dataplane, message).await, kept) {
+        match (submit(dataplane, dataplane.sender(&parts.headers, deadline), message).await, kept) {
             (Err(Error { code: Code::Durable, .. }), Some(message)) => {
                 framing::finish(Box::pin(durable::call(dataplane, message)).await?, back)?
             }
@@ -91,10 +96,11 @@ async fn unary(
 /// One inference: decodes the message, then goes the way of all faces. Not `async`, so that nothing is kept twice.
 pub fn infer(
     dataplane: &Arc<Dataplane>,
+    sender: Sender,
     message: Message,
     encode: impl FnOnce(&Answer) -> Result<Vec<u8>> + Send + 'static,
 ) -> impl Future<Output = Result<Vec<u8>>> {
-    let submitted = submit(dataplane, message);
+    let submitted = submit(dataplane, sender, message);
     submitted.and_then(|ticket| inference::finish(&dataplane.pool, ticket, is_large, encode))
 }
 
@@ -103,7 +109,11 @@ fn is_large(answer: &Answer) -> bool {
 }
 
 /// Puts a message's request into its model's queue.
-fn submit(dataplane: &Arc<Dataplane>, message: Message) -> impl Future<Output = Result<Ticket>> {
+fn submit(
+    dataplane: &Arc<Dataplane>,
+    sender: Sender,
+    message: Message,
+) -> impl Future<Output = Result<Ticket>> {
     let (is_large, shared) = (message.is_large(), Arc::clone(dataplane));
     let submit = move || {
         let (message, mut held) = (message.plain(&shared)?, shared.memory.hold());
@@ -113,7 +123,7 @@ fn submit(dataplane: &Arc<Dataplane>, message: Message) -> impl Future<Output = 
         let request: ModelInferRequest = decode(message)?;
         let model = shared.model(&request.model_name, &request.model_version)?;
         let parsed = protobuf::parse(&request).map_err(|error| tag(&request.id, error));
-        inference::submit(&model, parsed)
+        inference::submit(&model, sender, parsed)
     };
     dataplane.pool.run(is_large, submit)
 }

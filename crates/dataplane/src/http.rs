@@ -147,11 +147,12 @@ async fn infer(
     }
     let kept = dataplane.durable.is_some().then(|| message.clone());
     let (head, wanted) = (headers.get(HEAD_LENGTH).cloned(), Coding::wanted(headers));
-    let is_large = message.is_large();
+    let (is_large, sender) = (message.is_large(), dataplane.sender(headers, None));
     let submit = move || {
         let plain = message.plain(&shared)?;
         inference::submit(
             &model,
+            sender,
             binary::parse(&plain, head.as_ref().map(HeaderValue::as_bytes), &model.spec),
         )
     };

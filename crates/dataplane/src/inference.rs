@@ -9,7 +9,7 @@ use crate::error::{Code, Error, Result};
 use crate::faces::parameters::refuse_durable;
 use crate::models::Model;
 use crate::pool::Pool;
-use crate::request::{InferRequest, tag};
+use crate::request::{InferRequest, Sender, tag};
 use crate::stats::Refusal;
 
 /// Waits for the answer of what was submitted, and runs `encode` on it, in the pool if it is large. Dropping the future
@@ -31,10 +31,10 @@ pub fn finish<T: Send + 'static>(
 }
 
 /// Puts a request into its model's queue; one that could not be understood is counted. One that asks to be kept comes back.
-pub fn submit(model: &Arc<Model>, parsed: Result<InferRequest<'_>>) -> Result<Ticket> {
+pub fn submit(model: &Arc<Model>, sender: Sender, parsed: Result<InferRequest<'_>>) -> Result<Ticket> {
     let request = parsed.inspect_err(|error| refused(model, error))?;
     refuse_durable(&request.parameters)?;
-    model.submit(&request)
+    model.submit(&InferRequest { sender, ..request })
 }
 
 /// Counts a request that never came as far as the queue.

@@ -19,11 +19,13 @@ pub mod typed;
 pub mod answer;
 pub mod batch;
 pub mod events;
+pub mod knobs;
+pub mod line;
 pub mod link;
 pub mod queue;
 pub mod recovery;
-pub mod rule;
 pub mod slab;
+pub mod tenants;
 pub mod wire;
 
 pub mod dataplane;

@@ -16,11 +16,12 @@ use crate::check::{Checked, PerInput, check};
 use crate::error::{Error, Result};
 use crate::events::{Event, Events};
 use crate::faces::guard;
+use crate::faces::observation::Observed;
 use crate::fill::fill;
+use crate::knobs::Knobs;
 use crate::link::{Link, LinkReader};
 use crate::queue::{Queue, Refused, Replica, Reservation, Running};
 use crate::request::{InferRequest, tag};
-use crate::rule::Knobs;
 use crate::slab::{Region, Slab};
 use crate::stats::{Refusal, Stats};
 use crate::tensor::{DType, ModelSpec, elements};
@@ -110,7 +111,7 @@ impl Model {
         let checked = check(&self.spec, request).map_err(|error| (error, Refusal::Invalid))?;
         let reservation = self.queue.lock().reserve(&checked, now)?;
         let Checked { rows, sources, mut wanted, .. } = checked;
-        let Reservation { batch, entry, mut regions, answer: receiver } = reservation;
+        let Reservation { batch, entry, deadline, mut regions, answer: receiver } = reservation;
         let write = |(source, region): (Option<usize>, &mut Region)| {
             source.map_or(Ok(0), |source| fill(&request.inputs[source], region.bytes()))
         };
@@ -130,7 +131,7 @@ impl Model {
         }
         drop(queue);
         outcome?;
-        Ok(Ticket { receiver, model: Arc::clone(self), wanted, rows, batch, enqueued: now })
+        Ok(Ticket { receiver, model: Arc::clone(self), wanted, rows, batch, enqueued: now, deadline })
     }
 
     /// Whether a batch has never been dispatched.
@@ -178,10 +179,11 @@ impl Model {
                 let mut running = replica.take_running(batch)?;
                 let end = outputs.iter().map(|place| place.offset.saturating_add(place.byte_len)).max();
                 running.slot.touch(end.unwrap_or(0) as usize);
-                let rows: SmallVec<[_; 16]> = running.batch.entries.iter().map(|entry| entry.rows).collect();
+                let entries = &running.batch.payload.entries;
+                let rows: SmallVec<[_; 16]> = entries.iter().map(|entry| entry.rows).collect();
                 match divide(&self.spec, &running.slot, &outputs, &rows) {
                     Ok(Some(spans)) => {
-                        queue.forget(&running.batch.entries);
+                        queue.forget(&running.batch.payload.entries);
                         self.dispatch(&mut queue, now);
                         drop(queue);
                         self.deliver(running, outputs, spans, (compute_ns, now));
@@ -196,7 +198,7 @@ impl Model {
             }
             Reply::Failed { batch, code, message } => {
                 let batch = replica.take_running(batch)?.batch;
-                if batch.entries.len() > 1 && self.spec.retry {
+                if batch.payload.entries.len() > 1 && self.spec.retry {
                     queue.split(batch);
                 } else {
                     let errors = [Error::internal, Error::invalid, Error::unsupported];
@@ -217,10 +219,10 @@ impl Model {
         (infer_ns, now): (u64, Instant),
     ) {
         let compute_ns = now.duration_since(sent).as_nanos() as u64;
-        self.stats.batch(batch.rows, closed, infer_ns.min(compute_ns), compute_ns);
+        self.stats.batch((batch.edge, batch.rows), closed, infer_ns.min(compute_ns), compute_ns);
         let (slot, model) = (Some(slot), Arc::clone(self));
         let outputs = Arc::new(Outputs { slot, model, places, spans, sent, compute_ns });
-        for (index, entry) in batch.entries.into_iter().enumerate() {
+        for (index, entry) in batch.payload.entries.into_iter().enumerate() {
             // The client may have gone; its rows were computed for nothing.
             let _ = entry.answer.send(Ok((Arc::clone(&outputs), index)));
         }
@@ -252,10 +254,10 @@ impl Model {
         true
     }
 
-    /// Sets the knobs of the dispatch rule.
+    /// Sets the knobs.
     pub fn set_knobs(&self, knobs: Knobs) {
         let mut queue = self.queue.lock();
-        queue.knobs = knobs;
+        queue.set_knobs(knobs);
         self.dispatch(&mut queue, Instant::now());
     }
 
@@ -264,12 +266,9 @@ impl Model {
         self.queue.lock().is_serving()
     }
 
-    /// Requests that wait or run, and the busy replicas with the milliseconds for which they have run their batches.
-    pub fn load(&self) -> (u32, Vec<(u64, u64)>) {
-        let queue = self.queue.lock();
-        let age = |running: &Running| running.sent.elapsed().as_millis() as u64;
-        let ages = queue.replicas.iter().filter_map(|one| Some((one.id, age(one.running.as_ref()?))));
-        (queue.pending, ages.collect())
+    /// What the control plane looks at; see [`Queue::observe`].
+    pub fn observe(&self) -> Option<Observed> {
+        self.queue.lock().observe(Instant::now())
     }
 }
 

@@ -27,7 +27,7 @@ class Event:
     ticket: int = 0
     """Of a command: what `Gateway.answer` wants; a client waits for it."""
     kind: str = ""
-    """Of a command: load or unload."""
+    """Of a command: load, unload or why."""
     model: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""

@@ -128,3 +128,14 @@ def test_dynamic_batching_becomes_knobs(source: Any) -> None:
     model = served(source({"max_batch_size": 8, "dynamic_batching": batching}))
     assert model.knobs.k == 8
     assert model.knobs.tau_s == pytest.approx(250e-6)
+
+
+def test_priority_classes_come_from_dynamic_batching(source: Any) -> None:
+    model = served(source())
+    assert (model.priority_levels, model.default_priority) == (0, 0)
+    batching = {"priority_levels": 3, "default_priority_level": 2}
+    model = served(source({"max_batch_size": 8, "dynamic_batching": batching}))
+    assert (model.priority_levels, model.default_priority) == (3, 2)
+    assert not any("priority" in note for note in model.notes)
+    with pytest.raises(RepositoryError, match="default_priority_level is 0"):
+        source({"dynamic_batching": {"priority_levels": 3}})

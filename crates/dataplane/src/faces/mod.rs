@@ -29,6 +29,7 @@ pub mod deadline;
 pub mod durable;
 pub mod guard;
 pub mod metrics;
+pub mod observation;
 pub(crate) mod parameters;
 mod replacement;
 pub mod repository;
@@ -94,6 +95,10 @@ async fn answer(
         }
         ["models", name, "config"] => config::json(&model(name, "")?.spec),
         ["models", name, "versions", version, "config"] => config::json(&model(name, version)?.spec),
+        ["models", name, "scheduler"] => repository::why(dataplane, &model_name(name)?, "").await,
+        ["models", name, "versions", version, "scheduler"] => {
+            repository::why(dataplane, &model_name(name)?, version).await
+        }
         ["models", name, "trace", "setting"] => {
             model(name, "")?;
             settings::trace_json(&body, is_change)
@@ -124,8 +129,8 @@ fn allowed(segments: &[&str]) -> &'static str {
     match segments {
         ["models"] => "GET, HEAD",
         ["models", "stats"]
-        | ["models", _, "stats" | "config"]
-        | ["models", _, "versions", _, "stats" | "config"]
+        | ["models", _, "stats" | "config" | "scheduler"]
+        | ["models", _, "versions", _, "stats" | "config" | "scheduler"]
         | ["systemsharedmemory" | "cudasharedmemory", "status"]
         | ["systemsharedmemory" | "cudasharedmemory", "region", _, "status"] => "GET",
         ["trace", "setting"] | ["models", _, "trace", "setting"] | ["logging"] => "GET, POST",

@@ -79,6 +79,10 @@ pub struct Snapshot {
     pub closed: [u64; Closed::LABELS.len()],
     /// Refusals by reason, in the order of [`Refusal::LABELS`].
     pub refused: [u64; Refusal::LABELS.len()],
+    /// From request complete to answer begun, by [`super::observation::latency_bounds_us`].
+    pub latency_counts: Vec<u64>,
+    /// Requests answered after their deadline.
+    pub late: u64,
     /// Batches by size, smallest first.
     pub batch_sizes: Vec<BatchSize>,
 }
@@ -126,7 +130,9 @@ impl Stats {
             batch_rows: self.rows.read(&ROW_BOUNDS),
             closed,
             refused,
-            batch_sizes: self.batch_sizes.lock().iter().map(size).collect(),
+            latency_counts: read(&self.latency.0).to_vec(),
+            late: self.late.load(Relaxed),
+            batch_sizes: self.sizes.lock().all.iter().map(size).collect(),
         }
     }
 }
@@ -149,9 +155,9 @@ mod tests {
     #[test]
     fn totals_follow_answers_refusals_and_batches() {
         let stats = Stats::default();
-        stats.batch(2, Closed::Full, 700, 1000);
-        stats.answered(100, 1000, 1500, 1);
-        stats.answered(300, 1000, 1400, 1);
+        stats.batch((0, 2), Closed::Full, 700, 1000);
+        stats.answered(100, 1000, 1500, 1, false);
+        stats.answered(300, 1000, 1400, 1, true);
         stats.refused(Refusal::QueueFull, 20);
         stats.refused(Refusal::Cancelled, 9999);
         let read = stats.snapshot();
