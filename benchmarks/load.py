@@ -35,7 +35,7 @@ class Load:
     rate: float = 0.0
     """Requests/s at scheduled times (open loop); 0 = each connection waits for its answer."""
     due_us: Sequence[int] = ()
-    """Instead of a rate: when requests are due, since the start; the native client alone does it."""
+    """Instead of a rate: when requests are due, since the start (native client only)."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The MLP 512-1024-1024-16 under drift and in bursts: what batching policies cost and how they answer."""
+"""The MLP 512-1024-1024-16 under drift and in bursts: what batching policies cost."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ POLICIES = {
     "default": (),
 }
 TRACES = ("drift", "mmpp")
-HOW = f"""One lrai per policy, all at once and idle but for the one that is measured; latency goal
-{GOAL_MS} ms (static: 32 rows or half of the goal). Requests of one row over the binary extension, {CONNECTIONS}
-connections, at the scheduled times of a trace: drift has a new rate every two seconds, log-uniform in 3% to
-90% of {HIGHEST_RATE:,.0f}/s; mmpp is 5% with bursts of 80%. In each round every policy gets the same trace, a
-new one by seed. Processor seconds are the actor's, over the whole trace, from the first request on. Differences
-are paired by round, with Student's 95% interval."""
+HOW = f"""One lrai per policy, all at once and idle but for the one that is measured; latency
+goal {GOAL_MS} ms (static: 32 rows or half of the goal). Requests of one row over the binary
+extension, {CONNECTIONS} connections, at the scheduled times of a trace: drift has a new rate
+every two seconds, log-uniform in 3% to 90% of {HIGHEST_RATE:,.0f}/s; mmpp is 5% with bursts of
+80%. In each round every policy gets the same trace, a new one by seed. Processor seconds are the
+actor's, over the whole trace, from the first request on. Differences are paired by round, with
+Student's 95% interval."""
 
 
 class Policied(LraiPeer):
@@ -67,7 +68,9 @@ def run(bench: Bench) -> Section:
     served = bench.served(MODEL)
     expected = bench.loop(MODEL).answer()
     with ExitStack() as stack:
-        peers = [stack.enter_context(Policied(bench.cache, name).start([served])) for name in POLICIES]
+        peers = [
+            stack.enter_context(Policied(bench.cache, name).start([served])) for name in POLICIES
+        ]
         for peer in peers:
             check_answers(peer, MODEL, expected)
         for seed in range(bench.rounds):
@@ -116,7 +119,16 @@ def _table(cells: Sequence[Cell], trace: str) -> Table:
             ([cell.steal_percent for cell in own], 1),
         )
         rows.append([policy, *(Spread.of(values).text(digits) for values, digits in columns)])
-    columns = ["policy", "p50 ms", "p99 ms", "refused %", "rows per batch", "actor s", "server s", "stolen %"]
+    columns = [
+        "policy",
+        "p50 ms",
+        "p99 ms",
+        "refused %",
+        "rows per batch",
+        "actor s",
+        "server s",
+        "stolen %",
+    ]
     return Table(trace, columns, rows)
 
 
@@ -127,12 +139,16 @@ def _goal(cells: Sequence[Cell], trace: str) -> Goal:
 
     pairs = zip(seconds("default"), seconds("greedy"), strict=True)
     found = Paired.of([own / greedy - 1 for own, greedy in pairs])
-    text = f"{trace}: the actor's processor seconds at least 25% below greedy's, interval clear of 0"
+    text = (
+        f"{trace}: the actor's processor seconds at least 25% below greedy's, interval clear of 0"
+    )
     return Goal(text, found.text(), found.mean <= -0.25 and found.high < 0)
 
 
 def _title(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        return (
+            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        )
     except (FileNotFoundError, ProcessLookupError):
         return ""

@@ -250,7 +250,8 @@ class SchedulerConfig:
     cpu_cost: float = _setting(1.0, NUMBER)
     """What a busy processor costs, against five goals of mean latency; 0 = never wait for more."""
     policy: str = _setting(
-        "model-based", _choice("model-based", "greedy", "aimd", "fixed-delay", "static")
+        "model-based",
+        _choice("model-based", "learner", "greedy", "aimd", "fixed-delay", "static"),
     )
     """Who tunes: model-based learns and meets the goal, the others are for comparison."""
     alert_factor: float = _setting(1.5, NUMBER)

@@ -12,7 +12,7 @@ use crate::batch::{Batch, Entry, Requests};
 use crate::check::{Checked, PerInput};
 use crate::error::{Error, Result};
 use crate::knobs::Knobs;
-use crate::line::{Arrival, Leaving, Line, Replicas};
+use crate::line::{Admission, Arrival, Leaving, Line, Replicas};
 use crate::link::Link;
 use crate::recovery::Poison;
 use crate::slab::{Buffer, Region, Slab, Slot};
@@ -152,11 +152,13 @@ impl Queue {
         let rank = self.spec.rank(wanted.priority);
         let arrival = Arrival { rows: *rows, edge: 0, rank, account, now, deadline };
         let is_alike = |other: &Requests| other.shapes == checked.shapes;
-        let joins = self.line.joinable(&arrival, &self.knobs, is_alike, |to| to.buffer.fits(max_bytes));
-        if let Some(late) = self.line.lateness(&arrival, joins, &self.knobs, self.load(now)) {
-            return Err((too_late(late), Refusal::Late));
-        }
-        let index = joins.map_or_else(|| self.open(checked, &arrival), Ok)?;
+        let fits = |other: &Requests| other.buffer.fits(max_bytes);
+        let replicas = if self.knobs.service.is_known() { self.load(now) } else { Replicas::default() };
+        let index = match self.line.admit(&arrival, &self.knobs, replicas, is_alike, fits) {
+            Admission::Joins(index) => index,
+            Admission::Opens => self.open(checked, &arrival)?,
+            Admission::Late(late) => return Err((too_late(late), Refusal::Late)),
+        };
         self.arrivals.count(*rows, now);
         let batch = self.line.add(index, &arrival, &self.knobs);
         batch.writing += 1;
@@ -268,7 +270,7 @@ impl Queue {
             let is_late = |entry: &Entry| entry.deadline.is_some_and(|end| Some(end) < hopeless);
             let dead = batch.remove(|entry| is_dead(entry) || is_late(entry));
             self.cancel(dead, now);
-            if batch.rows == 0 && batch.payload.entries.is_empty() {
+            if batch.payload.entries.is_empty() {
                 continue;
             }
             batch.service = self.knobs.service.predict(batch.edge, batch.rows).unwrap_or_default();

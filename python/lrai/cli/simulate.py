@@ -28,7 +28,7 @@ mean latency / goal, and without a goal the mean latency in seconds.
 
     lrai simulate --service http://127.0.0.1:8000 --model mlp --goal 20ms --plot policies.svg
 
-    lrai simulate --service times.json --goal 5ms --trace mmpp,arrivals.csv --policies greedy,model-based
+    lrai simulate --service times.json --goal 5ms --trace mine.csv --policies greedy,model-based
 
 A service of ALPHA,BETA takes ALPHA + BETA x rows us per batch; a .json file lists [edge, rows, us],
 edge 0 for a model without lengths; a URL asks a running server for what it has measured. A trace is
@@ -47,9 +47,7 @@ def _simulate(  # noqa: PLR0913 - one parameter per option
     ],
     model: Annotated[str, typer.Option("--model", "-m", help="At the URL of --service.")] = "",
     goal: Annotated[str, typer.Option("--goal", "-g", help="Latency goal; default: none.")] = "",
-    trace: Annotated[
-        str, typer.Option("--trace", "-t", metavar="NAME|FILE.csv,...")
-    ] = _TRACES,
+    trace: Annotated[str, typer.Option("--trace", "-t", metavar="NAME|FILE.csv,...")] = _TRACES,
     policies: Annotated[str, typer.Option("--policies", "-p", metavar="NAME,...")] = _POLICIES,
     max_batch_size: Annotated[int, typer.Option(min=1, max=4096, help="In rows.")] = 32,
     replicas: Annotated[int, typer.Option(min=1, max=64)] = 1,
@@ -91,7 +89,7 @@ def _simulate(  # noqa: PLR0913 - one parameter per option
 
 
 def _pair(name: str, scene: Scene, seconds: float) -> tuple[traces.Trace, traces.Trace]:
-    """Return the arrivals to tune on, and those to judge on: of a file the first and second half."""
+    """Return the arrivals to tune on, and those to judge on: the halves of a file."""
     if name.endswith(".csv"):
         return traces.halves(traces.read(Path(name)))
     if name not in traces.TRACES:

@@ -54,7 +54,7 @@ class Controller:
         self.subject, self.policy, self.config = subject, policy, config
         self.history = History()
         self.digests = deque(digests, _KEPT_DIGESTS)
-        self.knobs = policy.first()
+        self.knobs = self._wanted = policy.first()
         self.notices: list[Notice] = []
         """To be taken by the scheduler after each tick, with the days that have `ended`."""
         self.ended: list[Digest] = []
@@ -67,7 +67,8 @@ class Controller:
             self._counters = replace(self._counters, now_s=since_s)
         seen, self._counters = observe(window, self._counters, now_s)
         wanted = self.policy.decide(seen)
-        is_new = not _is_same(wanted, self.knobs)
+        is_new = wanted is not self._wanted and not _is_same(wanted, self.knobs)
+        self._wanted = wanted
         if is_new:
             self.knobs = wanted
         if self.history.add(seen, self._counters, self.knobs, is_new):
@@ -214,8 +215,6 @@ class Scheduler:
 
 
 def _is_same(one: Knobs, other: Knobs) -> bool:
-    if one is other:
-        return True
     if replace(one, tau_s=0, slack_s=0, service=()) != replace(
         other, tau_s=0, slack_s=0, service=()
     ):

@@ -1,10 +1,10 @@
-"""Reinforcement learning inside what the model allows: a contextual bandit on multipliers of its plan.
+"""Reinforcement learning inside what the model allows: a bandit on multipliers of its plan.
 
 The context is the load; an action multiplies the plan's rows and age. What an action earns is the
 cost that was seen, less the cost that the plan expected: the load's own ups and downs cancel. Now
-and then it tries what may be cheapest (UCB1: Auer, Cesa-Bianchi and Fischer 2002); else it leaves the
-plan alone unless another action is cheaper beyond doubt. Rows stay between one and the cap and ages
-below what the goal allows, so no action leaves the feasible set.
+and then it tries what may be cheapest (UCB1: Auer, Cesa-Bianchi and Fischer 2002); else it leaves
+the plan alone unless another action is cheaper beyond doubt. Rows stay between one and the cap and
+ages below what the goal allows, so no action leaves the feasible set.
 """
 
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ class _Arm:
         self.variance += (gap * (cost - self.mean) - self.variance) / self.count
 
     def bound(self, doubt: float) -> float:
-        """Return the cost with so many standard errors added; -inf or inf where nothing is known."""
+        """Return the cost with so many standard errors added; infinite before the first try."""
         if not self.count:
             return copysign(inf, doubt)
         deviation = max(_LEAST_DEVIATION, sqrt(self.variance))
@@ -83,7 +83,7 @@ class Learner(ModelBased):
         self._watch_misses(seen)
         if seen.now_s < self._retreats_until_s:
             self._ticks = 0
-            return Knobs(cap=knobs.cap)
+            return replace(knobs, k=0, tau_s=0.0, work_conserving=True)
         if self._ticks:
             self._cost += (self._seen_cost(seen, goal_s) - plan.cost) / _EPOCH_TICKS
         if self._ticks == _EPOCH_TICKS:
@@ -118,7 +118,7 @@ class Learner(ModelBased):
         }
 
     def _choose(self) -> int:
-        """Return the plan's own action unless another is cheaper beyond doubt, or it is time to try."""
+        """Return the plan's own action unless another is surely cheaper, or it is time to try."""
         self._choices += 1
         if self._choices % self.explores_every == 0:
             return min(range(len(ACTIONS)), key=lambda action: self._arm(action).bound(-_DOUBT))
@@ -163,6 +163,8 @@ class Learner(ModelBased):
 
     def _scaled(self, knobs: Knobs) -> Knobs:
         """Multiply rows and age, within the cap and what the goal allows."""
+        if self._action == 0:
+            return knobs
         rows, age = ACTIONS[self._action]
         k = min(knobs.cap, max(1, round(knobs.k * rows)))
         if k == 1:

@@ -13,7 +13,8 @@ def test_it_prints_a_table_and_draws_a_picture(tmp_path, capsys):
     assert main([*SHORT, *options]) == 0
     head, greedy, model, note = capsys.readouterr().out.splitlines()
     assert head.split()[:2] == ["trace", "policy"]
-    assert greedy.split()[:2] == ["step", "greedy"] and model.split()[:2] == ["step", "model-based"]
+    assert greedy.split()[:2] == ["step", "greedy"]
+    assert model.split()[:2] == ["step", "model-based"]
     assert note.startswith("simulated")
     assert picture.read_text().startswith("<svg")
 
@@ -40,4 +41,5 @@ def test_a_trace_file_is_judged_on_its_second_half(tmp_path, capsys):
 def test_what_cannot_be_simulated_is_said(options, text, capsys):
     assert main([*SHORT, *options]) == 2
     message = capsys.readouterr().err
-    assert text in message and "hint: " in message
+    assert text in message
+    assert "hint: " in message

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Final, cast
 
 from lrai import _native
-from lrai.errors import ConfigError
 from lrai.config import SchedulerConfig
+from lrai.errors import ConfigError
 from lrai.scheduler.control import Controller, Subject
 from lrai.scheduler.lab.service import Service
 from lrai.scheduler.lab.traces import Trace
@@ -100,7 +100,11 @@ def _outcome(told: dict[str, float], scene: Scene) -> Outcome:
     cost = mean_s
     if scene.goal_s:
         share = misses / max(1, requests)
-        cost = _MISS_COST * share + scene.cpu_cost * told["busy"] + _LATENCY_COST * mean_s / scene.goal_s
+        cost = (
+            _MISS_COST * share
+            + scene.cpu_cost * told["busy"]
+            + _LATENCY_COST * mean_s / scene.goal_s
+        )
     return Outcome(
         requests,
         misses,

@@ -78,15 +78,24 @@ def make(name: str, capacity: float, seconds: float, seed: int) -> Trace:
     arrivals = np.concatenate(times)
     arrivals = arrivals[arrivals < seconds]
     ones = np.ones(len(arrivals), np.uint32)
-    return Trace(name, seconds, (arrivals * 1e9).astype(np.int64), ones, np.zeros_like(ones))
+    return Trace(name, seconds, (arrivals * 1e9).astype(np.int64), ones, ones * 0)
 
 
 def with_lengths(trace: Trace, median: float, sigma: float, most: int, seed: int) -> Trace:
     """Return the trace with log-normal lengths of 1 to `most`."""
     random = np.random.default_rng([seed, 1])
-    lengths = np.round(random.lognormal(np.log(median), sigma, len(trace.rows)))
-    lengths = np.clip(lengths, 1, most).astype(np.uint32)
+    drawn = np.round(random.lognormal(np.log(median), sigma, len(trace.rows)))
+    lengths = np.clip(drawn, 1, most).astype(np.uint32)
     return Trace(f"{trace.name}-lengths", trace.seconds, trace.times_ns, trace.rows, lengths)
+
+
+def in_groups(trace: Trace, size: int, spread_s: float, seed: int) -> Trace:
+    """Return that many requests for each of the trace's, uniformly within `spread_s` after it."""
+    random = np.random.default_rng([seed, 2])
+    later_ns = random.uniform(0.0, spread_s * 1e9, (len(trace.times_ns), size)).astype(np.int64)
+    times_ns = np.sort((trace.times_ns[:, None] + later_ns).ravel())
+    rows, lengths = np.repeat(trace.rows, size), np.repeat(trace.lengths, size)
+    return Trace(f"{trace.name} in groups of {size}", trace.seconds, times_ns, rows, lengths)
 
 
 def read(path: Path) -> Trace:

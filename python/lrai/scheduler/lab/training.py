@@ -9,10 +9,10 @@ from lrai.scheduler.learner import Learner
 from lrai.scheduler.policy import Target
 
 
-def train(traces: Iterable[Trace], scene: Scene) -> dict[str, Any]:
-    """Return the table of costs after all traces, for `Learner.from_plain`."""
+def train(lessons: Iterable[tuple[Trace, Scene]]) -> dict[str, Any]:
+    """Return the table of costs after all lessons, for `Learner.from_plain`."""
     arms: dict[str, Any] = {"arms": []}
-    for trace in traces:
+    for trace, scene in lessons:
         learner = Learner(scene.target, explores_every=1)
         learner.from_plain(arms)
         simulate(lambda _, learner=learner: learner, trace, scene)  # type: ignore[misc]

@@ -11,7 +11,7 @@ from lrai.scheduler.lab.traces import Trace
 from lrai.scheduler.policies import POLICIES
 from lrai.scheduler.static import FixedDelay, Static
 
-_SHARES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+_SHARES: Final = (0.15, 0.3, 0.45, 0.6, 0.75)
 _DELAYS_S: Final = (100e-6, 200e-6, 500e-6)
 _WITHOUT_GOAL_S: Final = 0.01
 
@@ -76,7 +76,7 @@ def _static(rows: Iterable[int], scene: Scene) -> list[Knobs]:
 
 
 def _around(knobs: Knobs, scene: Scene) -> list[Knobs]:
-    step_s = 0.05 * (scene.goal_s or _WITHOUT_GOAL_S)
+    step_s = 0.07 * (scene.goal_s or _WITHOUT_GOAL_S)
     rows = {min(scene.max_rows, max(1, round(knobs.k * share))) for share in (0.75, 1, 1.25, 1.5)}
     return [
         Knobs(k=k, tau_s=knobs.tau_s + at * step_s, work_conserving=False)

@@ -34,8 +34,16 @@ def test_a_server_tells_what_it_has_measured():
     class Statistics(BaseHTTPRequestHandler):
         def do_GET(self):
             batches = [
-                {"batch_size": 4, "compute_input": total(2, 40_000), "compute_infer": total(2, 160_000)},
-                {"batch_size": 1, "compute_input": total(5, 50_000), "compute_infer": total(5, 350_000)},
+                {
+                    "batch_size": 4,
+                    "compute_input": total(2, 40_000),
+                    "compute_infer": total(2, 160_000),
+                },
+                {
+                    "batch_size": 1,
+                    "compute_input": total(5, 50_000),
+                    "compute_infer": total(5, 350_000),
+                },
                 {"batch_size": 9, "compute_input": total(0, 0), "compute_infer": total(0, 0)},
             ]
             body = json.dumps({"model_stats": [{"name": "mlp", "batch_stats": batches}]}).encode()

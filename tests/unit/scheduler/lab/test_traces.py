@@ -10,8 +10,10 @@ def test_a_trace_repeats_by_seed_and_rises(name):
     first, again, other = (traces.make(name, 10_000.0, 20.0, seed) for seed in (1, 1, 2))
     assert np.array_equal(first.times_ns, again.times_ns)
     assert not np.array_equal(first.times_ns[:100], other.times_ns[:100])
-    assert (np.diff(first.times_ns) >= 0).all() and first.times_ns[-1] < 20e9
-    assert set(first.rows) == {1} and set(first.lengths) == {0}
+    assert (np.diff(first.times_ns) >= 0).all()
+    assert first.times_ns[-1] < 20e9
+    assert set(first.rows) == {1}
+    assert set(first.lengths) == {0}
 
 
 def test_a_poisson_trace_has_its_rate_and_the_spread_of_an_exponential():
@@ -34,7 +36,8 @@ def test_lengths_are_log_normal_and_bounded():
     plain = traces.make("poisson-0.2", 10_000.0, 20.0, 5)
     trace = traces.with_lengths(plain, 64.0, 0.8, 512, 5)
     assert np.median(trace.lengths) == pytest.approx(64, rel=0.03)
-    assert trace.lengths.min() >= 1 and trace.lengths.max() == 512
+    assert trace.lengths.min() >= 1
+    assert trace.lengths.max() == 512
     assert np.array_equal(trace.times_ns, plain.times_ns)
 
 

@@ -31,7 +31,8 @@ def test_a_report_has_a_line_and_a_bar_per_policy():
     assert [one.policy for one in judged] == ["greedy", "static-8", HINDSIGHT]
     assert all(len(one.cells()) == len(COLUMNS) for one in judged)
     picture = draw(judged)
-    assert picture.count("<rect x=") == 3 * 4 and picture.count(">static-8<") == 1
+    assert picture.count("<rect x=") == 3 * 4
+    assert picture.count(">static-8<") == 1
 
 
 def test_a_policy_that_does_not_exist_is_refused():
