@@ -41,6 +41,7 @@ def package(*names: str) -> tuple[str, ...]:
 
 # The first part whose prefix matches a file owns it, so exceptions stand before the rule.
 PARTS = (
+    Part("journal", 1_150, ("crates/journal/", "crates/dataplane/src/faces/durable/")),
     Part(
         "faces (Triton extensions, ...)",
         1_200,

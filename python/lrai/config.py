@@ -83,6 +83,17 @@ OPTIONAL_PORT: Final = Kind(
     lambda text: None if text == "off" else PORT.read(text),
     f"{PORT.example}, or off",
 )
+JOURNAL: Final = Kind(
+    "auto|off|sqlite|redis://...",
+    lambda text: _one_of(text, ("auto", "off", "sqlite"), ("redis://", "redis+unix://")),
+    "auto, off, sqlite or redis://HOST:PORT",
+)
+
+
+def _one_of(text: str, words: tuple[str, ...], prefixes: tuple[str, ...]) -> str:
+    if text not in words and not text.startswith(prefixes):
+        raise ValueError(text)
+    return text
 
 
 def _setting(default: Any, kind: Kind, **more: str) -> Any:
@@ -151,6 +162,27 @@ class ServerConfig:
     """Time that open requests have at the end."""
     state: str = _setting("", TEXT)
     """Folder for what must survive a restart, as what the scheduler learnt; empty = nothing."""
+
+    def state_folder(self) -> Path:
+        """Return the folder for what must survive."""
+        home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        return Path(self.state or Path(home) / "lrai").absolute()
+
+
+@dataclass(frozen=True)
+class JournalConfig:
+    """Where durable requests are kept until they are answered and fetched."""
+
+    place: str = _setting("auto", JOURNAL, flag="--journal")
+    """SQLite in the folder of --state, or a database of Redis; auto = sqlite if --state is set."""
+    max_bytes: int = _setting(1 << 30, SIZE, flag="--journal-max-bytes")
+    """Most bytes of durable requests and their answers; what finds no room is refused."""
+    keep_s: float = _setting(3600.0, DURATION, flag="--journal-keep")
+    """Time for which an answer can be fetched."""
+    patience_s: float = _setting(900.0, DURATION, flag="--journal-patience")
+    """Time for which a model may be away before its durable requests fail."""
+    webhooks: tuple[str, ...] = _setting((), NAMES, flag="--journal-webhooks")
+    """URLs with which webhooks may begin, such as http://10.0.0.7/hooks; empty = none."""
 
 
 @dataclass(frozen=True)
@@ -237,6 +269,7 @@ class Settings:
     gateway: GatewayConfig = GatewayConfig()
     repository: RepositoryConfig = RepositoryConfig()
     server: ServerConfig = ServerConfig()
+    journal: JournalConfig = JournalConfig()
     log: LogConfig = LogConfig()
     model: ModelConfig = ModelConfig()
     knobs: KnobsConfig = KnobsConfig()

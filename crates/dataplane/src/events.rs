@@ -26,6 +26,8 @@ pub enum Event {
     Removed { key: u64 },
     /// A request was found to end actors: its digest is refused from now on, and how the actor ended.
     Poison { key: u64, digest: String, reason: String },
+    /// Something about the journal that belongs into the log.
+    Journal { level: &'static str, message: String },
 }
 
 /// The queue; one byte lies between bell and ear while it is not empty.

@@ -26,6 +26,7 @@ pub(crate) mod classification;
 pub mod coding;
 pub mod config;
 pub mod deadline;
+pub mod durable;
 pub mod guard;
 pub mod metrics;
 pub mod observation;
@@ -62,6 +63,9 @@ pub async fn http(
     path: &str,
     body: &mut Incoming,
 ) -> Result<Reply> {
+    if let Some(id) = path.strip_prefix(durable::PATH) {
+        return durable::fetch(dataplane, method, id).await;
+    }
     let segments: Vec<&str> = path.strip_prefix("/v2/").unwrap_or_default().split('/').collect();
     let allowed = allowed(&segments);
     if allowed.is_empty() {
