@@ -156,7 +156,7 @@ def deployed(path, points, shape):
 def test_deployed_values_never_leave_the_bounds(bench, name, radius):
     shape, nodes, constants = NETWORKS[name]
     path = bench.model(nodes, constants, shape)
-    graph = read_models([path.read_bytes()])
+    graph, outputs = read_models([path.read_bytes()], np.zeros(0, np.intp))
     bounds = Bounds(graph, is_float32=True)
     rng = np.random.default_rng(11)
     size = int(np.prod(shape))
@@ -164,16 +164,16 @@ def test_deployed_values_never_leave_the_bounds(bench, name, radius):
     steps[:100] = np.sign(steps[:100])
     # The box of the points: a corner that is rounded to float32 must not leave it.
     points = (rng.normal(size=size) + radius * steps).astype(F)
-    box = points.min(axis=0).astype(float), points.max(axis=0).astype(float)
-    state = bounds.regions(box[0][None], box[1][None], [()])
+    box = np.stack([points.min(axis=0), points.max(axis=0)]).astype(float)
+    state = bounds.regions(box[:, None], np.zeros((1, graph.hidden), np.int8), None, None)
     values = deployed(path, points, shape)
-    low, high = state.lower[0, graph.outputs], state.upper[0, graph.outputs]
+    low, high = state.lower[0, outputs], state.upper[0, outputs]
     assert (values >= low).all()
     assert (values <= high).all()
-    functions = rng.normal(size=(20, graph.outputs.size))
+    functions = rng.normal(size=(20, outputs.size))
     rows = np.zeros((20, graph.slots))
-    np.add.at(rows, (slice(None), graph.outputs), functions)
-    bound = bounds.lower(rows, state, np.zeros(20, int))[0]
+    np.add.at(rows, (slice(None), outputs), functions)
+    bound = bounds.lower(rows, state, np.zeros(20, int))
     found = (values @ functions.T).min(axis=0)
     assert (bound <= found).all()
     if radius == 0.0:
@@ -200,7 +200,7 @@ def test_what_the_checker_does_not_know_is_refused_by_name(bench, nodes):
     constants = {"s": F(0.1), "t": F(0.2), "z": np.array([7])}
     path = bench.model(nodes, constants, VECTOR)
     with pytest.raises(RefusedError, match=nodes[-1].op_type):
-        read_models([path.read_bytes()])
+        read_models([path.read_bytes()], np.zeros(0, np.intp))
 
 
 def test_the_checker_imports_nothing_of_the_search():
