@@ -125,6 +125,39 @@ NETWORKS = {
             "s": np.array([8, 6, 3]),
         },
     ),
+    "split and summed": (
+        IMAGE,
+        [
+            helper.make_node("Split", ["x", "s"], ["b", "c"], axis=1),
+            n("Sum", "b c b", "d"), n("ReduceMean", "d i", "e", keepdims=0),
+            n("ReduceSum", "c i", "f", keepdims=0), n("Sub", "e f", "g"), n("Relu", "g", "y"),
+        ],
+        {
+            "s": np.array([1, 1]), "i": np.array([2]),
+        },
+    ),
+    "largest, smallest and bent": (
+        VECTOR,
+        [
+            *DENSE, n("PRelu", "g o", "a"), n("Max", "a g k", "c"), n("Min", "c l", "d"),
+            n("Dropout", "d", "y"),
+        ],
+        DENSE_CONSTANTS
+        | {"o": abs(weights(5)), "k": weights(5) - F(0.4), "l": weights(5) + F(0.5)},
+    ),
+    "eight bits, read with another step": (
+        VECTOR,
+        [*DENSE, *quantised(8, 0.02)[0][:2], n("DequantizeLinear", "q t z", "y")],
+        DENSE_CONSTANTS | quantised(8, 0.02)[1] | {"t": F(0.01)},
+    ),
+    "eight bits, a step for each channel": (
+        IMAGE,
+        [
+            n("QuantizeLinear", "x s z", "q", axis=1), n("Transpose", "q", "r", perm=[0, 2, 3, 1]),
+            n("DequantizeLinear", "r s z", "y", axis=3),
+        ],
+        {"s": np.array([0.02, 0.001], F), "z": np.array([3, -5], np.int8)},
+    ),
     "eight bits": (VECTOR, [*DENSE, *quantised(8, 0.02)[0]], DENSE_CONSTANTS | quantised(8, 0.02)[1]),
     "eight bits, saturated": (
         VECTOR, [*DENSE, *quantised(8, 0.001)[0]], DENSE_CONSTANTS | quantised(8, 0.001)[1],
@@ -178,7 +211,9 @@ def test_deployed_values_never_leave_the_bounds(bench, name, radius):
     assert (bound <= found).all()
     if radius == 0.0:
         # A point has no relaxation: what is left is rounding, and steps of quantised values.
-        step = float(constants.get("s", 0.0)) if "bits" in name and "weights" not in name else 0.0
+        step = (
+            np.max(constants.get("s", 0.0)) if name.startswith(("eight bits", "sixteen")) else 0.0
+        )
         assert (high - low <= 1.001 * step + 1e-3).all()
         assert (found - bound <= 1.001 * step * np.abs(functions).sum(axis=1) + 1e-3).all()
 
@@ -193,11 +228,15 @@ def test_deployed_values_never_leave_the_bounds(bench, name, radius):
         [n("Relu", "x", "y", strange=1)],
         [n("Reshape", "x z", "y")],
         [n("QuantizeLinear", "x s", "q"), n("Relu", "q", "y")],
-        [n("QuantizeLinear", "x s", "q"), n("DequantizeLinear", "q t", "y")],
+        [n("Pad", "x p", "y")],
+        [n("Div", "s x", "y")],
+        [n("MatMul", "x x", "y")],
+        [n("Gather", "t x", "y")],
+        [n("QuantizeLinear", "x s", "y", block_size=2)],
     ],
 )
 def test_what_the_checker_does_not_know_is_refused_by_name(bench, nodes):
-    constants = {"s": F(0.1), "t": F(0.2), "z": np.array([7])}
+    constants = {"s": F(0.1), "t": weights(3), "z": np.array([7]), "p": np.array([0, 1, 0, 1])}
     path = bench.model(nodes, constants, VECTOR)
     with pytest.raises(RefusedError, match=nodes[-1].op_type):
         read_models([path.read_bytes()], np.zeros(0, np.intp))

@@ -19,9 +19,8 @@ _MAX_BYTES: Final = 1 << 29
 _ARRAYS: Final = {
     **dict.fromkeys(("box", "rows", "offset", "at", "weights"), "<f8"),
     **dict.fromkeys(("claim", "choice", "slope"), "<u4"),
+    **dict.fromkeys(("slopes", "refined"), "u1"),
     "axis": "<i4",
-    "slopes": "u1",
-    "refined": "u1",
     "betas": "<f4",
 }
 Tree = dict[str, Any]

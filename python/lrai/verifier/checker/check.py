@@ -62,10 +62,9 @@ def _refusal(run: Callable[[], object]) -> str:
     try:
         with np.errstate(all="ignore"):
             run()
-    except RefusedError as error:
-        return str(error)
     except Exception as error:  # noqa: BLE001 - whatever a hostile file causes, it proves nothing
-        return f"the files cannot be made sense of: {error!r}"
+        known = isinstance(error, RefusedError)
+        return str(error) if known else f"the files cannot be made sense of: {error!r}"
     return ""
 
 

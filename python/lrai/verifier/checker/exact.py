@@ -36,13 +36,10 @@ def ask(bounds: Bounds, state: State, signs: dict[int, int], claims: list[Slots]
     totals = bounds.lower(rows, ends, np.zeros(len(rows), np.intp))
     names = [*slots[bounds.inputs], *outs]
     variables = {slot: z3.Real(f"v{slot}") for slot in names}
-    if state.is_empty[0] or np.count_nonzero(rows[:, names]) > _MAX_TERMS:
-        return "unsat" if state.is_empty[0] else "unknown"
-    forms = [
-        z3.Sum([_number(row[slot]) * variables[slot] for slot in names if row[slot]])
-        + _number(total)
-        for row, total in zip(rows, totals, strict=True)
-    ]
+    if np.count_nonzero(rows[:, names]) > _MAX_TERMS:
+        return "unknown"
+    terms = ([_number(row[slot]) * variables[slot] for slot in names if row[slot]] for row in rows)
+    forms = [z3.Sum(some) + _number(total) for some, total in zip(terms, totals, strict=True)]
     low = dict(zip(wanted, forms[: wanted.size], strict=True))
     high = {slot: -form for slot, form in zip(wanted, forms[wanted.size :], strict=True)}
     solver = z3.Solver()

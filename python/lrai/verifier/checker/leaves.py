@@ -74,25 +74,23 @@ class Leaves:
         RefusedError where one stays open.
         """
         # The number behind the last row of weights leaves it to Z3.
-        is_exact, closed = self._tree["choice"][:, 0] == len(self._tree["weights"]), 0
-        rest = [leaf for leaf in self.all if not is_exact[leaf.origin]]
-        for place in np.random.default_rng().permutation(len(rest))[:wanted]:
-            answer = self._ask(rest[place])
-            if answer == "sat":
-                raise RefusedError(f"Z3 contradicts leaf {rest[place].origin} of a tree")
-            closed += answer == "unsat"
+        is_exact = self._tree["choice"][:, 0] == len(self._tree["weights"])
+        exact, rest = (
+            [x for x in self.all if is_exact[x.origin] == side] for side in (True, False)
+        )
+        chosen = [rest[x] for x in np.random.default_rng().permutation(len(rest))[:wanted]]
+        answers = [self._ask(leaf) for leaf in (*exact, *chosen)]
+        if "sat" in answers or any(answer != "unsat" for answer in answers[: len(exact)]):
+            raise RefusedError("Z3 does not close a leaf of a tree")
         step = max(ROW_ELEMENTS // self._bounds.graph.slots // self._tree["choice"].shape[1], 1)
-        wrong = [x for x in self.all if is_exact[x.origin] and self._ask(x) != "unsat"]
-        budget = 1000 + _MAX_HALVES * len(rest)
-        for _ in range(_MAX_ROUNDS):
-            parts = [rest[start : start + step] for start in range(0, len(rest), step)]
+        count, rounds = 1000 + _MAX_HALVES * len(rest), _MAX_ROUNDS
+        while rest and count > 0 and rounds > 0:
+            parts = (rest[start : start + step] for start in range(0, len(rest), step))
             rest = [half for part in parts for half in self._close(part)]
-            budget -= len(rest)
-            if budget < 0 or wrong:
-                break
-        if rest or wrong:
-            raise RefusedError(f"nothing closes leaf {(wrong + rest)[0].origin} of a tree")
-        return closed
+            count, rounds = count - len(rest), rounds - 1
+        if rest:
+            raise RefusedError(f"the bound does not close leaf {rest[0].origin} of a tree")
+        return answers[len(exact) :].count("unsat")
 
     def _look(self, leaves: list[Leaf]) -> State:
         """What is known of the regions of leaves."""

@@ -14,38 +14,19 @@ import numpy as np
 
 from lrai.verifier.checker.graph import ONE, Graph, RefusedError, Slots, Value
 
-_MOVES: Final = set(
-    [
-        "Concat",
-        "DepthToSpace",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "GatherElements",
-        "Identity",
-        "Pad",
-        "Reshape",
-        "Shape",
-        "Slice",
-        "SpaceToDepth",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-    ]
-)
-_FOLDED: Final = _MOVES | {"Add", "Cast", "Constant", "DequantizeLinear", "Div", "Mul", "Sub"}
-_PRODUCT: Final = 6
-"""Roundings of a term of a product beyond those of its sum: what runtimes fold into the weights."""
-_LINEAR: Final = {
-    **dict.fromkeys(("Conv", "Gemm", "GlobalAveragePool", "MatMul"), _PRODUCT),
-    **dict.fromkeys(("ReduceMean", "ReduceSum"), _PRODUCT),
-    **dict.fromkeys(("Add", "Div", "Mul", "Sub", "Sum"), 1),
-    "BatchNormalization": 8,
-    "Neg": 0,
+_MOVES: Final = {
+    *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "Identity"),
+    *("Reshape", "Shape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose"),
+    "Unsqueeze",
 }
-"""Roundings of a term beyond those of its sum."""
+"""Not Pad: onnxruntime 1.31 merges it into a MaxPool as if it padded with the least number."""
+_FOLDED: Final = _MOVES | {"Add", "Cast", "Constant", "DequantizeLinear", "Div", "Mul", "Sub"}
+_SUMS: Final = ("Add", "Sub", "Sum")
+_LINEAR: Final = {
+    **dict.fromkeys(("Conv", "Gemm", "GlobalAveragePool", "MatMul", "ReduceMean", "ReduceSum"), 6),
+    **{"BatchNormalization": 8, "Div": 1, "Mul": 1, "Neg": 0} | dict.fromkeys(_SUMS, 1),
+}
+"""Roundings of a term beyond those of its sum; runtimes may fold some factors into weights."""
 _SLACK: Final = 2.0**-20
 _CHUNK: Final = 1 << 20
 
@@ -111,17 +92,16 @@ def _read_node(graph: Graph, node: Any, opset: int, arguments: list[Any]) -> Seq
     found = {one.name: helper.get_attribute_value(one) for one in node.attribute}
     if node.domain or set(found) - set(defs.get_schema(kind, opset).attributes):
         raise ValueError("an unknown domain or attribute")
-    if any(one.is_quantised for one in values) and kind != "DequantizeLinear":
+    is_quantised = any(one.is_quantised for one in values)
+    if is_quantised and kind not in (*_MOVES, "DequantizeLinear"):
         raise ValueError("a calculation with quantised values")
     if not values and kind in _FOLDED:
         return run(arguments)
     is_first_alone = len(values) == 1 and isinstance(arguments[0], Value)
     if kind in _MOVES and (is_first_alone or (kind == "Concat" and len(values) == len(arguments))):
-        if kind == "Pad" and any(np.any(one) for one in arguments[2:3]):
-            raise ValueError("padding with other than zeros")
         moved = run([one.slots if isinstance(one, Value) else one for one in arguments])
-        return moved if kind == "Shape" else [Value(one) for one in moved]
-    is_either = kind in ("Add", "Sub", "Sum") or (len(values) == 1 and kind in ("MatMul", "Mul"))
+        return moved if kind == "Shape" else [Value(one, is_quantised) for one in moved]
+    is_either = kind in _SUMS or (len(values) == 1 and kind in ("MatMul", "Mul"))
     if kind in _LINEAR and (is_first_alone or is_either):
         return [_linear(graph, run, arguments, kind)]
     return [_BENT[kind](graph, found, *arguments)]
@@ -170,33 +150,31 @@ def _linear(graph: Graph, run: Callable[..., Any], arguments: list[Any], kind: s
 def _pool(graph: Graph, found: Any, x: Value, is_mean: bool) -> Value:
     from onnx import helper
 
-    if found.get("ceil_mode") or len(x.slots) != 1:
-        raise ValueError("such windows")
     # A convolution with one kernel for each element of a window picks it out; padding becomes -1.
     used = {one: found[one] for one in ("auto_pad", "dilations", "pads", "strides") if one in found}
     node = helper.make_node("Conv", ["x", "w"], ["y"], **used)
     kernels = np.eye(math.prod(found["kernel_shape"])).reshape(-1, 1, *found["kernel_shape"])
     (windows,) = _run(node, 17, [np.swapaxes(x.slots, 0, 1) + 1.0, kernels])
     windows = windows.swapaxes(0, 1).astype(np.intp)[:, None] - 1
+    if windows.max(axis=0).min() < 0 or found.get("ceil_mode") or len(x.slots) != 1:
+        raise ValueError("such windows")
     if is_mean:
         inside = (windows >= 0) | bool(found.get("count_include_pad"))
-        parts = [
-            (one, Value(slots))
-            for one, slots in zip(inside / inside.sum(axis=0), np.maximum(windows, 0), strict=True)
-        ]
-        return graph.combine(*parts, terms=_PRODUCT)
-    if windows.max(axis=0).min() < 0:
-        raise ValueError("a window of nothing but padding")
+        weights = inside / inside.sum(axis=0)
+        return graph.combine(
+            *zip(weights, map(Value, np.maximum(windows, 0)), strict=True), terms=6
+        )
     windows = np.where(windows < 0, windows.max(axis=0), windows)
-    return _extreme(graph, 1.0, *(Value(one) for one in windows))
+    best: Value = _extreme(graph, 1.0, *map(Value, windows))
+    return best
 
 
 def _extreme(graph: Graph, sign: float, *parts: Any) -> Any:
     """The largest of values for the sign 1, the smallest for -1."""
-    half = len(parts) // 2
-    if not half:
+    if len(parts) == 1:
         return parts[0]
-    first, last = (_extreme(graph, sign, *some) for some in (parts[:half], parts[half:]))
+    ends = parts[: len(parts) // 2], parts[len(parts) // 2 :]
+    first, last = (_extreme(graph, sign, *some) for some in ends)
     return graph.limit(first, last, sign)
 
 
