@@ -48,11 +48,19 @@ def ask(bounds: Bounds, state: State, signs: dict[int, int], claims: list[Slots]
         solver.add(x >= _number(state.lower[0, slot]), x <= _number(state.upper[0, slot]))
     for source, out in zip(sources, outs, strict=True):
         y, least = variables[out], low[source]
-        solver.add(y >= least, z3.Or(y <= high[source], z3.And(y <= 0, least <= 0)))
+        slope, constant = (_number(side[0, out]) for side in (state.above, state.constant))
+        solver.add(y >= least, y <= slope * high[source] + constant)
+        solver.add(z3.Or(y <= high[source], z3.And(y <= 0, least <= 0)))
     for slot, sign in signs.items():
         solver.add(high[slot] >= 0 if sign > 0 else low[slot] <= 0)
-    answers = (str(solver.check(*(low[slot] <= 0 for slot in claim))) for claim in claims)
-    return next((answer for answer in answers if answer != "unsat"), "unsat")
+    for claim in claims:
+        solver.push()
+        solver.add(*(low[slot] <= 0 for slot in claim))
+        answer = str(solver.check())
+        solver.pop()
+        if answer != "unsat":
+            return answer
+    return "unsat"
 
 
 def _number(value: float) -> Any:
