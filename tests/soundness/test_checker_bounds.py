@@ -64,6 +64,27 @@ NETWORKS = {
         ],
         {"w": weights(6, 4), "k": weights(4) + 2},
     ),
+    "biases that are no batch": (
+        VECTOR,
+        [
+            n("MatMul", "x w", "f"), n("Add", "f k", "g"), n("Relu", "g", "h"),
+            n("Add", "h k", "i"), n("Add", "x l", "j"), n("ReduceMean", "j a", "m", keepdims=0),
+            n("Add", "m m", "o"), n("Sub", "i o", "y"),
+        ],
+        {
+            "w": weights(6, 6), "k": weights(3, 1, 6), "l": weights(6, 6), "a": np.array([0]),
+        },
+    ),
+    "a bias behind what was moved": (
+        VECTOR,
+        [
+            n("MatMul", "x w", "f"), n("Gather", "f i", "g", axis=1), n("Add", "g k", "h"),
+            n("Concat", "h f", "j", axis=1), n("Add", "j l", "m"), n("Relu", "m", "y"),
+        ],
+        {
+            "w": weights(6, 4), "i": np.array([3, 1, 1, 0]), "k": weights(4), "l": weights(8),
+        },
+    ),
     "residual": (
         VECTOR,
         [
@@ -198,7 +219,7 @@ def test_deployed_values_never_leave_the_bounds(bench, name, radius):
     # The box of the points: a corner that is rounded to float32 must not leave it.
     points = (rng.normal(size=size) + radius * steps).astype(F)
     box = np.stack([points.min(axis=0), points.max(axis=0)]).astype(float)
-    state = bounds.regions(box[:, None], np.zeros((1, graph.hidden), np.int8), None, None)
+    state = bounds.regions(box[:, None], np.zeros((1, len(graph.hidden)), np.int8), None, None)
     values = deployed(path, points, shape)
     low, high = state.lower[0, outputs], state.upper[0, outputs]
     assert (values >= low).all()
@@ -233,10 +254,18 @@ def test_deployed_values_never_leave_the_bounds(bench, name, radius):
         [n("MatMul", "x x", "y")],
         [n("Gather", "t x", "y")],
         [n("QuantizeLinear", "x s", "y", block_size=2)],
+        [n("BatchNormalization", "x t t t t", "y", training_mode=1)],
+        [n("Dropout", "x s r", "y")],
     ],
 )
 def test_what_the_checker_does_not_know_is_refused_by_name(bench, nodes):
-    constants = {"s": F(0.1), "t": weights(3), "z": np.array([7]), "p": np.array([0, 1, 0, 1])}
+    constants = {
+        "s": F(0.1),
+        "t": weights(3),
+        "z": np.array([7]),
+        "p": np.array([0, 1, 0, 1]),
+        "r": np.array(True),
+    }
     path = bench.model(nodes, constants, VECTOR)
     with pytest.raises(RefusedError, match=nodes[-1].op_type):
         read_models([path.read_bytes()], np.zeros(0, np.intp))

@@ -53,11 +53,8 @@ class Bounds:
     def __init__(self, graph: Graph, is_float32: bool) -> None:
         """Prepare for a graph; roundings of its deployment count where `is_float32`."""
         self.graph, self._is_float32 = graph, is_float32
-        self.inputs, slots = slice(ONE + 1, ONE + 1 + graph.inputs), np.arange(graph.slots)
+        self.inputs = slice(ONE + 1, ONE + 1 + graph.inputs)
         self._own = 2 * _gamma(4 * graph.slots + 4 * len(graph.operations) + 64, _UNIT_64)
-        relus = [one for one in graph.operations if isinstance(one, Relu)]
-        hidden = [slots[one.inputs] for one in relus if one.neurons.stop > one.neurons.start]
-        self.hidden_inputs = np.concatenate([slots[:0], *hidden])
 
     def regions(
         self, box: Array, signs: NDArray[np.int8], slopes: Array | None, around: State | None

@@ -53,7 +53,9 @@ class Archive:
         }
         inputs, count, claims = graph.inputs, tree["offset"].size, int(tree["claim"].max()) + 1
         widths = {"rows": inputs + outputs, "weights": count, "choice": claims, "slope": claims}
-        for name, width in (widths | {"slopes": graph.hidden, "refined": graph.hidden}).items():
+        for name, width in (
+            widths | dict.fromkeys(("slopes", "refined"), len(graph.hidden))
+        ).items():
             tree[name] = tree[name].reshape(-1, max(width, 1))
         tree["box"] = tree["box"].reshape(2, inputs)
         if not all(((tree[x] >= 0) & (tree[x] < np.inf)).all() for x in ("weights", "betas")):

@@ -16,7 +16,7 @@ from lrai.verifier.checker.certificate import Archive, Tree
 from lrai.verifier.checker.graph import ONE, Graph, RefusedError, Slots
 from lrai.verifier.checker.leaves import Leaves
 from lrai.verifier.checker.model import read_models
-from lrai.verifier.checker.vnnlib import CONSTANT, Case, Query, case_of, condition, unpack
+from lrai.verifier.checker.vnnlib import Case, Query, case_of, condition, unpack
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,13 @@ def _cases(tree: Tree) -> list[Case | None]:
     """The box, then the claims of a tree."""
     (low, high), count = tree["box"], tree["rows"].shape[1]
     unit, claim = np.eye(low.size, count, count - low.size), tree["claim"]
-    names = [("Y", place) for place in range(count - low.size)]
-    names += [("X", place) for place in range(low.size)]
+    names = [*range(-1, low.size - count - 1, -1), *range(low.size)]
     parts = [(np.concatenate([unit, -unit]), np.concatenate([high, -low]))]
     parts += [(tree["rows"][claim == x], tree["offset"][claim == x]) for x in np.unique(claim)]
     cases = []
     for rows, offsets in parts:
         linears = [{names[x]: Fraction(row[x]) for x in np.flatnonzero(row)} for row in rows]
-        ends = ({CONSTANT: -Fraction(offset)} for offset in offsets)
+        ends = ({None: -Fraction(offset)} for offset in offsets)
         cases.append(case_of([condition(x | y) for x, y in zip(linears, ends, strict=True)]))
     return cases
 

@@ -65,7 +65,8 @@ class Graph:
     """Operations in topological order; they grow as models are read."""
 
     inputs: int
-    hidden: int = 0
+    hidden: list[int] = field(default_factory=list)
+    """Slots of the inputs of hidden neurons."""
     operations: list[Linear | Relu] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -98,13 +99,10 @@ class Graph:
         maps = _matrix(weights, *ahead), _matrix(np.abs(weights), *ahead), back
         terms += int(np.bincount(rows, minlength=1).max()) * (terms > 0)
         made = Linear(_run(out.slots), _run(inputs), *maps, bias, size, terms, noise)
-        last = self.operations[-1] if self.operations else None
-        is_shift = terms > 0 and np.array_equal(rows, columns) and (weights == 1).all()
-        if (
-            isinstance(last, Linear)
-            and is_shift
-            and (made.inputs, rows.size) == (last.out, noise.size)
-        ):
+        numbers, last = np.arange(noise.size), self.operations[-1] if self.operations else made
+        is_shift = np.array_equal(rows, numbers) and terms > 0 and (weights == 1).all()
+        is_next = is_shift and np.array_equal(inputs[columns], last.out.start + numbers)
+        if isinstance(last, Linear) and is_next and last.bias.size == noise.size:
             # A bias behind a sum belongs to it; what else uses the sum finds it as it was.
             bias, size, terms = last.bias + bias, last.size + size, last.terms + terms
             made = replace(last, out=made.out, bias=bias, size=size, terms=terms)
@@ -124,9 +122,9 @@ class Graph:
         inputs = _run(x.slots)
         if not isinstance(inputs, slice):
             inputs = _run(self.combine((1.0, x)).slots)
-        out, first = self.new(x.slots.shape), self.hidden
-        self.hidden += x.slots.size * is_hidden
-        self.operations.append(Relu(_run(out.slots), inputs, slice(first, self.hidden)))
+        out, first = self.new(x.slots.shape), len(self.hidden)
+        self.hidden += range(inputs.start, inputs.stop if is_hidden else inputs.start)
+        self.operations.append(Relu(_run(out.slots), inputs, slice(first, len(self.hidden))))
         return out
 
     def limit(self, x: Value, bound: Any, sign: float) -> Value:

@@ -56,7 +56,7 @@ class Leaves:
                 betas += len(leaf.neurons) * claims
             elif 0 <= axis < len(leaf.box[0]) and leaf.box[0, axis] <= at <= leaf.box[1, axis]:
                 stack += leaf.cut(axis, at)
-            elif 0 <= neuron < bounds.graph.hidden and neuron not in leaf.neurons:
+            elif 0 <= neuron < len(bounds.graph.hidden) and neuron not in leaf.neurons:
                 neurons = (*leaf.neurons, neuron)
                 for sign in (1, -1):
                     stack.append(replace(leaf, neurons=neurons, signs=(*leaf.signs, sign)))
@@ -94,7 +94,7 @@ class Leaves:
 
     def _look(self, leaves: list[Leaf]) -> State:
         """What is known of the regions of leaves."""
-        signs = np.zeros((len(leaves), self._bounds.graph.hidden), np.int8)
+        signs = np.zeros((len(leaves), len(self._bounds.graph.hidden)), np.int8)
         for row, leaf in zip(signs, leaves, strict=True):
             row[list(leaf.neurons)] = leaf.signs
         box, refined = np.stack([leaf.box for leaf in leaves], axis=1), self._tree["refined"]
@@ -111,13 +111,15 @@ class Leaves:
         weights = tree["weights"][tree["choice"][origin]] * is_member
         rows[:, -tree["offset"].size :] = weights.reshape(len(rows), -1)
         # The number behind the last row stands for the default slopes.
-        table = np.append(tree["slopes"] / 255.0, np.full((1, bounds.graph.hidden), np.nan), axis=0)
+        table = np.append(
+            tree["slopes"] / 255.0, np.full((1, len(bounds.graph.hidden)), np.nan), axis=0
+        )
         slopes = table[tree["slope"][origin].ravel()]
         for index, leaf in enumerate(leaves if tree["betas"].size else ()):
             part, count = slice(index * claims, (index + 1) * claims), claims * len(leaf.neurons)
             # To subtract what is >= 0 keeps a lower bound, and so does to add what is <= 0.
             betas = tree["betas"][leaf.betas : leaf.betas + count].reshape(claims, -1)
-            sources = bounds.hidden_inputs[list(leaf.neurons)]
+            sources = [bounds.graph.hidden[neuron] for neuron in leaf.neurons]
             np.subtract.at(rows[part].T, sources, (betas * leaf.signs).T)
             charge[part] = betas @ state.error[sources]
         bound = bounds.lower(rows, state, regions, slopes if len(table) > 1 else None) - charge
@@ -134,6 +136,6 @@ class Leaves:
         """What Z3 says of a leaf; see `exact.ask`."""
         conditions = np.arange(self._bounds.graph.slots)[-self._tree["offset"].size :]
         claims = [conditions[self._tree["claim"] == x] for x in np.unique(self._tree["claim"])]
-        sources = self._bounds.hidden_inputs[list(leaf.neurons)].tolist()
-        signs = dict(zip(sources, leaf.signs, strict=True))
+        hidden = self._bounds.graph.hidden
+        signs = {hidden[x]: sign for x, sign in zip(leaf.neurons, leaf.signs, strict=True)}
         return ask(self._bounds, self._look([leaf]), signs, claims)

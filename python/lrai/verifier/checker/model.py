@@ -90,8 +90,9 @@ def _read_node(graph: Graph, node: Any, opset: int, arguments: list[Any]) -> Seq
     kind, run = node.op_type, partial(_run, node, opset)
     values = [one for one in arguments if isinstance(one, Value)]
     found = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-    if node.domain or set(found) - set(defs.get_schema(kind, opset).attributes):
-        raise ValueError("an unknown domain or attribute")
+    unknown = set(found) - set(defs.get_schema(kind, opset).attributes)
+    if node.domain or unknown or found.get("training_mode"):
+        raise ValueError("an unknown domain or attribute, or training")
     is_quantised = any(one.is_quantised for one in values)
     if is_quantised and kind not in (*_MOVES, "DequantizeLinear"):
         raise ValueError("a calculation with quantised values")
@@ -130,21 +131,24 @@ def _linear(graph: Graph, run: Callable[..., Any], arguments: list[Any], kind: s
         # What mean and bias add may cancel; the roundings do not.
         bias = run([*zeros[:3], 0 * zeros[3], zeros[4]])[0].real
         shifts += [bias, -bias]
-    size = shifts[0].size
+    shape, size = shifts[0].shape, shifts[0].size
     parts = [(np.arange(size), np.full(size, ONE), one.ravel()) for one in shifts]
     for place, x in enumerate(arguments):
         slots = x.slots.ravel() if isinstance(x, Value) else np.zeros(0, np.intp)
-        # A batch of unit vectors where there is a batch.
-        is_batch = slots.size > 0 and len(x.slots) == 1
+        # Unit vectors in a batch, where the first dimension is one and stays it.
+        is_batch = slots.size > 0 and (len(x.slots), *shape[:1]) == (1, 1)
         count = max(_CHUNK // max(slots.size, size), 1) if is_batch else 1
         for start in range(0, slots.size, count):
             units = 1j * np.eye(min(count, slots.size - start), slots.size, start)
             batch = [*zeros[:place], units.reshape(-1, *x.slots.shape[1:]), *zeros[place + 1 :]]
-            made = run(batch)[0].imag.reshape(len(units), size)
+            made = run(batch)[0].imag
+            if made.shape[1:] != shape[1:]:
+                raise ValueError("it does not keep a batch")
+            made = made.reshape(len(units), size)
             unit, row = np.nonzero(made)
             parts.append((row, slots[start + unit], made[unit, row]))
     rows, places, weights = (np.concatenate(side) for side in zip(*parts, strict=True))
-    return graph.linear((rows, places, weights), shifts[0].shape, _LINEAR[kind])
+    return graph.linear((rows, places, weights), shape, _LINEAR[kind])
 
 
 def _pool(graph: Graph, found: Any, x: Value, is_mean: bool) -> Value:

@@ -25,14 +25,12 @@ _WORDS: Final = re.compile(r";[^\n]*|[()]|[^\s();\[\]]*\[[^\]]*\]|[^\s();]+")
 _FLAT: Final = re.compile(r"([XY])_(\d{1,9})")
 _NUMBER: Final = re.compile(r"[-+]?(\d{1,400}\.?\d{0,400}|\.\d{1,400})([eE][-+]?\d{1,3})?")
 
-Place = tuple[str, int]
-Linear = dict[Place, Fraction]
-"""Coefficients of ("X", i) and ("Y", j); that of `CONSTANT` is the constant."""
-Condition = tuple[tuple[tuple[Place, Any], ...], Fraction]
-"""The terms of a sum, of which the first has the coefficient 1 or -1, and the sum's upper bound."""
-Case = dict[tuple[tuple[Place, Any], ...], Fraction]
-"""Conditions by their terms."""
-CONSTANT: Final = ("", 0)
+Linear = dict[int | None, Fraction]
+"""Coefficients of X_i at i and of Y_j at -1 - j; that of None is the constant."""
+Terms = tuple[tuple[int | None, Any], ...]
+"""A sum of which the first term has the coefficient 1 or -1."""
+Case = dict[Terms, Fraction]
+"""Upper bounds of sums, all together."""
 _UNIT: Final = Fraction(1)
 
 
@@ -45,17 +43,17 @@ def unpack(content: bytes) -> bytes:
     return content
 
 
-def condition(linear: Linear) -> Condition:
-    """The condition `linear <= 0`."""
-    terms = sorted((place, value) for place, value in linear.items() if value and place != CONSTANT)
+def condition(linear: Linear) -> tuple[Terms, Fraction]:
+    """A sum and its upper bound, for `linear <= 0`."""
+    terms = sorted((place, x) for place, x in linear.items() if x and place is not None)
     scale = abs(terms[0][1]) if terms else _UNIT
     # Whole numbers, which most coefficients are, compare much faster than fractions.
     scaled = ((place, value / scale) for place, value in terms)
     key = tuple((place, int(value) if value.denominator == 1 else value) for place, value in scaled)
-    return key, -linear.get(CONSTANT, Fraction(0)) / scale
+    return key, -linear.get(None, Fraction(0)) / scale
 
 
-def case_of(conditions: list[Condition]) -> Case | None:
+def case_of(conditions: list[tuple[Terms, Fraction]]) -> Case | None:
     """All conditions together; None where two of them exclude each other."""
     case: Case = {}
     for key, bound in conditions:
@@ -107,21 +105,21 @@ class Query:
             for part in parts:
                 self._share(part)
         elif kind == "==" and all(isinstance(part, str) and "[" in part for part in parts):
-            (low, one), (high, other) = sorted(self._place(part)[::-1] for part in parts)
-            if one == other == "X":
+            low, high = sorted(map(self._place, parts))
+            if low >= 0:
                 self.shared[self.shared == high] = low
 
-    def _place(self, name: str) -> Place:
+    def _place(self, name: str) -> int:
         flat = None if self._tensors else _FLAT.fullmatch(name)
         if flat:
-            return flat[1], int(flat[2])
+            return int(flat[2]) if flat[1] == "X" else -1 - int(flat[2])
         tensor, _, places = name.partition("[")
         side, first, sizes = self._tensors[tensor]
         index = [int(place) for place in places.rstrip("]").split(",")]
         element = first + int(np.ravel_multi_index(index, sizes))
-        return side, int(self.shared[element]) if side == "X" else element
+        return int(self.shared[element]) if side == "X" else -1 - element
 
-    def _cases(self, formula: list[Any]) -> list[list[Condition]]:
+    def _cases(self, formula: list[Any]) -> list[list[tuple[Terms, Fraction]]]:
         """The formula's disjunctive normal form."""
         kind, *parts = formula
         if kind == "or":
@@ -139,11 +137,11 @@ class Query:
     def _linear(self, term: Any) -> Linear:
         if isinstance(term, str):
             is_number = _NUMBER.fullmatch(term)
-            return {CONSTANT: Fraction(term)} if is_number else {self._place(term): _UNIT}
+            return {None: Fraction(term)} if is_number else {self._place(term): _UNIT}
         parts = [self._linear(part) for part in term[1:]]
         if term[0] == "*":
-            numbers = [part.get(CONSTANT, _UNIT - 1) for part in parts if set(part) <= {CONSTANT}]
-            (rest,) = [part for part in parts if not set(part) <= {CONSTANT}] or [{CONSTANT: _UNIT}]
+            numbers = [part.get(None, _UNIT - 1) for part in parts if set(part) <= {None}]
+            (rest,) = [part for part in parts if not set(part) <= {None}] or [{None: _UNIT}]
             return _plus({}, rest, reduce(mul, numbers, _UNIT))
         sign = {"+": _UNIT, "-": -_UNIT}[term[0]]
         first = parts.pop(0) if len(parts) > 1 else {}
