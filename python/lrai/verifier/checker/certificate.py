@@ -53,9 +53,8 @@ class Archive:
         }
         inputs, count, claims = graph.inputs, tree["offset"].size, int(tree["claim"].max()) + 1
         widths = {"rows": inputs + outputs, "weights": count, "choice": claims, "slope": claims}
-        for name, width in (
-            widths | dict.fromkeys(("slopes", "refined"), len(graph.hidden))
-        ).items():
+        widths |= dict.fromkeys(("slopes", "refined"), len(graph.hidden))
+        for name, width in widths.items():
             tree[name] = tree[name].reshape(-1, max(width, 1))
         tree["box"] = tree["box"].reshape(2, inputs)
         if not all(((tree[x] >= 0) & (tree[x] < np.inf)).all() for x in ("weights", "betas")):

@@ -68,9 +68,7 @@ def _refusal(run: Callable[[], object]) -> str:
     return ""
 
 
-def _prove(
-    content: bytes, text: bytes, models: Sequence[bytes], wanted: int
-) -> tuple[str, int, int]:
+def _prove(content: bytes, text: bytes, models: list[bytes], wanted: int) -> tuple[str, int, int]:
     """The arithmetic, the number of leaves and of those that Z3 has closed.
 
     Raises what shows that nothing is proved.

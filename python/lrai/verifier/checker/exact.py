@@ -8,7 +8,8 @@ import numpy as np
 from lrai.verifier.checker.bounds import Bounds, State
 from lrai.verifier.checker.graph import Relu, Slots
 
-_TIMEOUT_MS: Final = 10_000
+_LIMITS: Final = {"rlimit": 4_000_000, "timeout": 60_000}
+"""Z3's own count of steps, which a busy machine does not change, and milliseconds."""
 _MAX_TERMS: Final = 1 << 18
 
 
@@ -43,7 +44,7 @@ def ask(bounds: Bounds, state: State, signs: dict[int, int], claims: list[Slots]
     low = dict(zip(wanted, forms[: wanted.size], strict=True))
     high = {slot: -form for slot, form in zip(wanted, forms[wanted.size :], strict=True)}
     solver = z3.Solver()
-    solver.set("timeout", _TIMEOUT_MS)
+    solver.set(**_LIMITS)
     for slot, x in variables.items():
         solver.add(x >= _number(state.lower[0, slot]), x <= _number(state.upper[0, slot]))
     for source, out in zip(sources, outs, strict=True):

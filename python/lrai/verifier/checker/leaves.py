@@ -111,9 +111,8 @@ class Leaves:
         weights = tree["weights"][tree["choice"][origin]] * is_member
         rows[:, -tree["offset"].size :] = weights.reshape(len(rows), -1)
         # The number behind the last row stands for the default slopes.
-        table = np.append(
-            tree["slopes"] / 255.0, np.full((1, len(bounds.graph.hidden)), np.nan), axis=0
-        )
+        default = np.full((1, len(bounds.graph.hidden)), np.nan)
+        table = np.append(tree["slopes"] / 255.0, default, axis=0)
         slopes = table[tree["slope"][origin].ravel()]
         for index, leaf in enumerate(leaves if tree["betas"].size else ()):
             part, count = slice(index * claims, (index + 1) * claims), claims * len(leaf.neurons)
