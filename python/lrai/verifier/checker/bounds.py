@@ -1,11 +1,11 @@
 """Lower bounds of linear functions of a graph's values, with every rounding accounted for.
 
-Intervals, then backward substitution (CROWN, Zhang et al. 2018) of the inputs of unstable Relus. A
-sum is deployed with an error of at most gamma(n) times the sum of the absolute values of its terms,
-in any order (Higham, Accuracy and Stability, section 3.1); it enters as fresh noise at that sum.
-The checker's own float64 does the same: all its roundings are relative to what the same sums of
-absolute values bound, and `_own` exceeds twice their number for the whole network, so that one term
-for each sum covers both.
+Intervals, forms over the inputs where these are few, then backward substitution (CROWN, Zhang et
+al. 2018) of the inputs of unstable Relus. A sum is deployed with an error of at most gamma(n) times
+the sum of the absolute values of its terms, in any order (Higham, Accuracy and Stability, section
+3.1); it enters as fresh noise at that sum. The checker's own float64 does the same: all its
+roundings are relative to what the same sums of absolute values bound, and `_own` exceeds twice
+their number for the whole network, so that one term for each sum covers both.
 """
 
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ _SMALL: Final = 2.0**-100
 """Added to factors, so that the error term exceeds what is lost where numbers are subnormal."""
 _LEAST: Final = 2.0**-900
 _MAX_FLOAT32: Final = 2.0**127
+_MAX_FORM_INPUTS: Final = 16
 ROW_ELEMENTS: Final = 1 << 18
 
 
@@ -39,6 +40,10 @@ class State:
     """Slope of the upper line."""
     constant: Array
     """Value of the upper line at zero; positive where the neuron is unstable."""
+    rest: Array
+    """How far a slot may be from its form."""
+    form: Array
+    """`(N, 1 + n_in, slots)`: middle and coefficients of t, inputs scaled to [-1, 1]; or none."""
     error: Array
     """`(slots,)`: how far values of any region may be from their sums; of inputs, what rounding
     costs there.
@@ -66,13 +71,17 @@ class Bounds:
         neurons. `around` is known of one region that contains all of them.
         """
         count, known = box.shape[1], slice(0, self.inputs.stop)
-        low, high, below, above, constant = np.zeros((5, count, self.graph.slots))
-        error, is_empty = np.zeros(self.graph.slots), np.zeros(count, bool)
-        state = State(low, high, below, above, constant, error, is_empty)
+        columns = self.graph.inputs if self.graph.inputs <= _MAX_FORM_INPUTS else -1
+        low, high, below, above, constant, rest = np.zeros((6, count, self.graph.slots))
+        form, error = np.zeros((count, 1 + columns, low.shape[1])), np.zeros(low.shape[1])
+        state = State(low, high, below, above, constant, rest, form, error, np.zeros(count, bool))
         low[:, ONE] = high[:, ONE] = 1.0
         low[:, self.inputs], high[:, self.inputs] = box
         largest = np.maximum(np.abs(low[:, known]), np.abs(high[:, known])).max(axis=0)
-        error[known] = self._own * (largest + _SMALL)
+        rest[:, known] = error[known] = self._own * (largest + _SMALL)
+        if form.size:
+            axes, form[:, 0, known] = np.arange(columns), (low[:, known] + high[:, known]) / 2
+            form[:, 1 + axes, ONE + 1 + axes] = (box[1] - box[0]) / 2
         for index, one in enumerate(self.graph.operations):
             if isinstance(one, Linear):
                 self._sum(state, one)
@@ -101,7 +110,18 @@ class Bounds:
         state.error[one.out] = error.max(axis=0)
         middle = one.map((low + high) / 2) + one.bias
         radius = one.sizes((high - low) / 2) * _INFLATED + error
-        state.lower[:, one.out], state.upper[:, one.out] = middle - radius, middle + radius
+        low, high = middle - radius, middle + radius
+        if state.form.size:
+            form, rest = state.form[:, :, one.inputs], state.rest[:, one.inputs]
+            rest = rest * _INFLATED + self._own * np.abs(form).sum(axis=1)
+            rest = one.sizes(rest) * _INFLATED + error
+            form = one.map(form.reshape(-1, form.shape[2])).reshape(*form.shape[:2], -1)
+            form[:, 0] += one.bias
+            reach = (np.abs(form[:, 1:]).sum(axis=1) + rest) * _INFLATED
+            reach += self._own * np.abs(form[:, 0])
+            low, high = np.maximum(low, form[:, 0] - reach), np.minimum(high, form[:, 0] + reach)
+            state.form[:, :, one.out], state.rest[:, one.out] = form, rest
+        state.lower[:, one.out], state.upper[:, one.out] = low, high
 
     def _bend(self, state: State, one: Relu, signs: NDArray[np.int8]) -> None:
         """Cut a Relu's inputs by the signs of its neurons; its lines and its box."""
@@ -114,9 +134,16 @@ class Bounds:
         is_unstable = (low < 0) & (high > 0)
         # A little too steep, so that the line stays above in spite of the quotient's rounding.
         steep = high / np.where(is_unstable, high - low, 1.0) * (1 + 2.0**-50)
-        state.above[:, out] = np.where(is_unstable, steep, low >= 0)
+        above = state.above[:, out] = np.where(is_unstable, steep, low >= 0)
         state.below[:, out] = np.where(is_unstable, high > -low, low >= 0)
-        state.constant[:, out] = np.where(is_unstable, _LEAST - steep * low, 0.0)
+        constant = state.constant[:, out] = np.where(is_unstable, _LEAST - steep * low, 0.0)
+        if state.form.size:
+            # The value minus above * x lies between 0 and the constant.
+            form, rest = state.form[:, :, one.inputs], state.rest[:, one.inputs]
+            total = above * (np.abs(form).sum(axis=1) + rest) + constant
+            state.form[:, :, out] = form * above[:, None]
+            state.form[:, 0, out] += constant / 2
+            state.rest[:, out] = above * rest + constant / 2 + self._own * total
 
     def _tighten(self, state: State, one: Relu, slopes: Array | None) -> None:
         """Bound the unstable inputs of a Relu by backward substitution."""
