@@ -5,18 +5,17 @@ arithmetic, hashes of models and property, the property's text and the number of
 holds an array of the K-th tree as plain little-endian numbers, row-major:
 
 =========  ===  ==========================================================================
-lower      f8   (n_in,) the root box: the checker sees to it that the trees cover the property
-upper      f8   (n_in,)
+box        f8   (2, n_in) lower and upper ends of the root box: the checker sees to it that
+                the trees cover the property
 rows       f8   (M, n_out + n_in) conditions `row @ (y, x) <= offset` of all claims
 offset     f8   (M,)
-claim      i4   (M,) the claim, 0 to C - 1, that a condition belongs to
+claim      u4   (M,) the claim, 0 to C - 1, that a condition belongs to
 axis       i4   nodes in pre-order: a >= 0 splits input a, -2 - k hidden neuron k, -1 is a leaf
 at         f8   as long as `axis`: where an input is split; first child below, second above.
                 First child of a neuron: its input is <= 0, second: >= 0
-exact      u1   (leaves,) 1: Z3 closes the leaf
-choice     i4   (leaves, C) row of `weights`
+choice     u4   (leaves, C) row of `weights`, or T: Z3 closes the leaf
 weights    f8   (T, M) non-negative: the sum of weighted conditions that is shown to be > 0
-slope      i4   (leaves, C) row of `slopes`, or -1: 1 where upper > -lower, else 0
+slope      u4   (leaves, C) row of `slopes`, or S: 1 where upper > -lower, else 0
 slopes     u1   (S, H) lower slope of each hidden neuron, in steps of 1/255
 betas      f4   empty (all 0), or a multiplier >= 0 for every leaf, claim and neuron split
                 from root to leaf
@@ -26,7 +25,8 @@ refined    u1   empty, or (2H, H): slopes with which the root box's lower bounds
 
 Hidden neurons are the elements of all Relu nodes in the models' order of nodes. A claim is a case
 of the property; a leaf is closed when it contradicts every claim. Intermediate bounds are not
-stored: the checker computes them in the leaf's box (Zhang et al. 2018), once for each box.
+stored: the checker computes them in the leaf's box and with the signs of its path (Zhang et al.
+2018). A tree may split inputs and neurons in any order.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ from lrai.verifier.property import Case, Property
 Array = NDArray[np.float64]
 Arithmetic = Literal["real", "float32"]
 
-FORMAT: Final = "lrai-certificate-1"
+FORMAT: Final = "lrai-certificate-2"
 _OPEN, _LEAF = -(2**31), -1
 _DATE: Final = (1980, 1, 1, 0, 0, 0)
 
@@ -128,12 +128,14 @@ class Tree:
         """The arrays of the file, in pre-order; ValueError where a node is open."""
         axis, at, order, depths = self._walk()
         weights, choice = _unique([self._weights[leaf] for leaf in order])
+        choice[[self._exact[leaf] for leaf in order]] = len(weights)
         known = [self._slopes[leaf] for leaf in order]
         given = [np.asarray(table, np.uint8) for table in known if table is not None]
         slopes: NDArray[np.generic] = np.zeros((0, self.hidden), np.uint8)
-        slope = np.full((len(order), len(self.cases)), -1, np.int32)
+        slope = np.zeros((len(order), len(self.cases)), np.uint32)
         if given:
             slopes, slope[[table is not None for table in known]] = _unique(given)
+        slope[[table is None for table in known]] = len(slopes)
         betas = [
             np.zeros((len(self.cases), depth)) if self._betas[leaf] is None else self._betas[leaf]
             for leaf, depth in zip(order, depths, strict=True)
@@ -142,14 +144,12 @@ class Tree:
         flat = [np.ravel(np.asarray(table)) for table in betas] if has_betas else []
         claim = np.repeat(np.arange(len(self.cases)), [len(case.offset) for case in self.cases])
         return {
-            "lower": self.cases[0].lower,
-            "upper": self.cases[0].upper,
+            "box": np.stack([self.cases[0].lower, self.cases[0].upper]),
             "rows": np.concatenate([_rows(case) for case in self.cases]),
             "offset": np.concatenate([case.offset for case in self.cases]),
-            "claim": claim.astype(np.int32),
+            "claim": claim.astype(np.uint32),
             "axis": np.array(axis, np.int32),
             "at": np.array(at, np.float64),
-            "exact": np.array([self._exact[leaf] for leaf in order], np.uint8),
             "choice": choice,
             "weights": weights,
             "slope": slope,
@@ -243,10 +243,10 @@ def _rows(case: Case) -> Array:
 
 def _unique(
     tables: Sequence[NDArray[np.generic]],
-) -> tuple[NDArray[np.generic], NDArray[np.int32]]:
+) -> tuple[NDArray[np.generic], NDArray[np.uint32]]:
     """The different rows of `(C, n)` tables, and the index of each, `(tables, C)`."""
     stacked = np.stack(tables)
     rows, index = np.unique(
         np.ascontiguousarray(stacked).reshape(-1, stacked.shape[-1]), axis=0, return_inverse=True
     )
-    return rows, index.reshape(stacked.shape[:2]).astype(np.int32)
+    return rows, index.reshape(stacked.shape[:2]).astype(np.uint32)
