@@ -74,7 +74,7 @@ def improve(
     current = weights
     for step in range(steps):
         trace = Trace()
-        rounded = np.maximum(np.round(current * 64), weights > 0) / 64
+        rounded = np.round(current * 64) / 64
         choice = Choice({index: levels / 255 for index, levels in slopes.items()})
         lower = bounds.lower(rounded, regions, None, choice, trace)
         _keep(best, lower, rounded, slopes)
