@@ -79,7 +79,7 @@ def test_the_certificate_is_accepted_as_it_is(proved, tmp_path):
     for one in (path, tmp_path / "again"):
         result = check(one, [model], subject)
         assert result.accepted, result.reason
-        assert result.leaves > 10
+        assert result.leaves > 5
 
 
 def test_random_leaves_are_proved_by_z3_as_well(proved):

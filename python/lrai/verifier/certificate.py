@@ -15,7 +15,7 @@ at         f8   as long as `axis`: where an input is split; first child below, s
                 First child of a neuron: its input is <= 0, second: >= 0
 choice     u4   (leaves, C) row of `weights`, or T: Z3 closes the leaf
 weights    f8   (T, M) non-negative: the sum of weighted conditions that is shown to be > 0
-slope      u4   (leaves, C) row of `slopes`, or S: 1 where upper > -lower, else 0
+slope      u4   (leaves, C) row of `slopes`, or S: 1 where upper > -2 lower, else 0
 slopes     u1   (S, H) lower slope of each hidden neuron, in steps of 1/255
 betas      f4   empty (all 0), or a multiplier >= 0 for every leaf, claim and neuron split
                 from root to leaf

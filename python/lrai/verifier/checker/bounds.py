@@ -135,7 +135,7 @@ class Bounds:
         # A little too steep, so that the line stays above in spite of the quotient's rounding.
         steep = high / np.where(is_unstable, high - low, 1.0) * (1 + 2.0**-50)
         above = state.above[:, out] = np.where(is_unstable, steep, low >= 0)
-        state.below[:, out] = np.where(is_unstable, high > -low, low >= 0)
+        state.below[:, out] = np.where(is_unstable, high > -2 * low, low >= 0)
         constant = state.constant[:, out] = np.where(is_unstable, _LEAST - steep * low, 0.0)
         if state.form.size:
             # The value minus above * x lies between 0 and the constant.
