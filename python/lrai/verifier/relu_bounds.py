@@ -6,7 +6,7 @@ were optimised once at the root (alpha-CROWN, Xu et al. 2021). A certificate the
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -19,7 +19,7 @@ from lrai.verifier.operators.affine import Affine
 from lrai.verifier.operators.base import Array, Box, Elementwise
 from lrai.verifier.operators.relu import Relu
 from lrai.verifier.property import Case
-from lrai.verifier.regions import Index
+from lrai.verifier.regions import Index, Regions
 from lrai.verifier.slope_ascent import Levels, Start, Steps, ascend
 
 Signs = NDArray[np.int8]
@@ -27,6 +27,8 @@ Signs = NDArray[np.int8]
 EMPTY: Final = 1e-6
 """By how much the sign of a split must be missed: the checker rounds elsewhere than the search."""
 _ROOT: Final = Steps(count=20)
+_ELEMENTS: Final = 2**17
+"""Elements of the rows of one pass, for as many regions as go together."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,6 @@ class ReluBox:
         }
         self.sources = {relu: network.nodes[relu].inputs[0] for relu in self.relus}
         self.bounds = Bounds(network, arithmetic)
-        self._before = {
-            index: Bounds(_until(network, index), arithmetic)
-            for index, node in enumerate(network.nodes)
-            if node.operator is not None
-        }
         self.around: list[Box] = []
         """The root's node boxes, once `reduced` knows them."""
         self.levels: Levels = np.zeros((2 * self.hidden, self.hidden), np.uint8)
@@ -82,45 +79,112 @@ class ReluBox:
 
     def optimising(self, region: Region, steps: Steps = _ROOT) -> Iterator[int]:
         """The same into an empty region, in turns: one for each Relu's node and kind of slopes."""
-        for index, node in enumerate(self.network.nodes):
-            if index not in self.slices:
-                region.boxes.append(self._interval(index, region))
-                continue
-            source, part = self.sources[index], self.slices[index]
-            self.levels[:, part] = _default_levels(region.boxes[source])
-            # First the default slopes, for whatever the intervals leave open.
-            for count in (1, steps.count):
-                neurons = _unstable(region.boxes[source])
-                found = self._tighten(index, region, neurons, Steps(count, steps.slope_rate))
-                self.levels[np.concatenate([neurons, self.hidden + neurons]) + part.start] = found
-                yield index
-            self.levels[:, part] = _default_levels(region.boxes[source])
-            region.boxes.append(_apply(node, region.boxes))
+        regions = Regions(region.boxes)
+        for index in range(len(self.network.nodes)):
+            if index in self.slices:
+                source, part = self.sources[index], self.slices[index]
+                self.levels[:, part] = _default_levels(region.boxes[source])
+                # First the default slopes, for whatever the intervals leave open.
+                for some in (replace(steps, count=1), steps):
+                    self._optimise(index, regions, some)
+                    yield index
+                self.levels[:, part] = _default_levels(region.boxes[source])
+            self._grow(index, regions)
 
     def region(self, signs: Signs) -> Region | None:
         """The region of some splits; None where it is found to be empty."""
-        region = Region([], {})
+        boxes, is_empty = self.regions(signs[None])
+        return None if is_empty[0] else Region(boxes, {})
+
+    def regions(self, signs: Signs) -> tuple[list[Box], NDArray[np.bool_]]:
+        """The node boxes of N regions, signs `(N, H)`, and which of them are found to be empty.
+
+        A box that no split narrows, such as that of the inputs, is one for all of them.
+        """
+        parts = [self._regions(some) for some in np.split(signs, self._cuts(len(signs)))]
+        if len(parts) == 1:
+            return parts[0]
+        counts = [len(is_empty) for _, is_empty in parts]
+        boxes = []
         for index, node in enumerate(self.network.nodes):
-            if index not in self.slices:
-                region.boxes.append(self._interval(index, region))
-                continue
-            source, sign = self.sources[index], signs[self.slices[index]]
-            if self.around:
-                # To fix a sign may loosen a bound with given slopes: what held at the root holds.
-                found, known = region.boxes[source], self.around[source]
-                lower = np.maximum(found.lower, known.lower)
-                region.boxes[source] = Box(lower, np.minimum(found.upper, known.upper))
-            neurons = _unstable(region.boxes[source])
-            self._tighten(index, region, neurons[sign[neurons] == 0], Steps(1))
-            box = region.boxes[source]
-            lower = np.where(sign > 0, np.maximum(box.lower, 0), box.lower)
-            upper = np.where(sign < 0, np.minimum(box.upper, 0), box.upper)
-            if (lower - upper > EMPTY)[0, sign != 0].any():
-                return None
-            lower, upper = np.minimum(lower, upper), np.maximum(lower, upper)
-            region.boxes[source] = Box(lower, upper)
-            region.boxes.append(_apply(node, region.boxes))
-        return region
+            some = [known[index] for known, _ in parts]
+            boxes.append(some[0] if node.operator is None else _stacked(some, counts))
+        return boxes, np.concatenate([is_empty for _, is_empty in parts])
+
+    def _cuts(self, count: int) -> list[int]:
+        """Where to cut a number of regions so that the rows of a pass stay in the cache."""
+        wide = max((node.size for node in self.network.nodes[1:]), default=1)
+        known = [_unstable(self.around[source]) for source in self.sources.values() if self.around]
+        rows = 2 * max((len(some) for some in known), default=wide)
+        return list(range(0, count, max(1, _ELEMENTS // max(1, rows * wide))))[1:]
+
+    def _regions(self, signs: Signs) -> tuple[list[Box], NDArray[np.bool_]]:
+        regions, is_empty = Regions([]), np.zeros(len(signs), bool)
+        for index in range(len(self.network.nodes)):
+            if index in self.slices:
+                is_empty |= self._split(index, regions, signs[:, self.slices[index]])
+            self._grow(index, regions)
+        return regions.boxes, is_empty
+
+    def _split(self, relu: int, regions: Regions, sign: Signs) -> NDArray[np.bool_]:
+        """Narrow the inputs of a Relu: by passes, then by signs; which regions that empties."""
+        source = self.sources[relu]
+        if self.around:
+            # To fix a sign may loosen a bound with given slopes: what held at the root holds.
+            regions.boxes[source] = _intersection(regions.boxes[source], self.around[source])
+        neurons = _unstable(regions.boxes[source])
+        found = self._passed(relu, regions, neurons, None)
+        if found is not None:
+            box, half = regions.boxes[source], len(neurons)
+            lower, upper = box.lower.copy(), box.upper.copy()
+            lower[:, neurons] = np.fmax(lower[:, neurons], found[:, :half])
+            upper[:, neurons] = np.fmin(upper[:, neurons], -found[:, half:])
+            regions.boxes[source] = Box(lower, upper)
+        box = regions.boxes[source]
+        lower = np.where(sign > 0, np.maximum(box.lower, 0), box.lower)
+        upper = np.where(sign < 0, np.minimum(box.upper, 0), box.upper)
+        is_empty: NDArray[np.bool_] = ((lower - upper > EMPTY) & (sign != 0)).any(axis=1)
+        regions.boxes[source] = Box(np.minimum(lower, upper), np.maximum(lower, upper))
+        return is_empty
+
+    def _passed(
+        self, relu: int, regions: Regions, neurons: Index, trace: Trace | None
+    ) -> Array | None:
+        """`(N, 2 k)`: bounds of k inputs of a Relu, then of their negatives; None if none."""
+        source = self.sources[relu]
+        earlier = self._earlier(relu)
+        if not len(neurons) or not earlier:
+            return None
+        count = max(len(box.lower) for box in regions.boxes)
+        every = np.arange(count)
+        start = self.bounds.start(source, every, np.tile(neurons, (count, 1)), regions)
+        places = self.slices[relu].start + np.concatenate([neurons, self.hidden + neurons])
+        slopes = {other: self.levels[places, self.slices[other]][None] / 255.0 for other in earlier}
+        start.choice, start.trace, start.region = Choice(slopes), trace, None
+        return start.run(self.bounds, regions)
+
+    def _grow(self, index: int, regions: Regions) -> None:
+        """Append the next node by its interval."""
+        node = self.network.nodes[index]
+        if node.operator is None:
+            part = self.bounds.graph.slices[index]
+            regions.boxes.append(Box(self.box.lower[:, part], self.box.upper[:, part]))
+            self.bounds.append(index, regions)
+            return
+        self.bounds.append(index, regions)
+        found, error = _apply(node, regions.boxes), regions.errors[index]
+        if index in self.slices:
+            error = np.zeros(1)
+        regions.boxes.append(Box(found.lower - error, found.upper + error))
+
+    def trace(self, region: Region) -> None:
+        """Set what the passes of one region sent to earlier Relus."""
+        regions = self.bounds.relax(region.boxes)
+        for relu, source in self.sources.items():
+            neurons, trace = _unstable(region.boxes[source]), Trace()
+            if self._passed(relu, regions, neurons, trace) is not None:
+                sent = {other: trace.rows[other] for other in self._earlier(relu)}
+                region.passes[relu] = neurons, sent
 
     def reduced(self, region: Region) -> tuple["ReluBox", Index]:
         """The same box without neurons that are zero all over it; and which ones were kept.
@@ -191,46 +255,31 @@ class ReluBox:
             waiting += fresh
         return found
 
-    def _interval(self, index: int, region: Region) -> Box:
-        node = self.network.nodes[index]
-        if node.operator is None:
-            part = self.bounds.graph.slices[index]
-            return Box(self.box.lower[:, part], self.box.upper[:, part])
-        found = _apply(node, region.boxes)
-        error = self._before[index].relax([*region.boxes, found]).errors[index]
-        return Box(found.lower - error, found.upper + error)
+    def _earlier(self, relu: int) -> list[int]:
+        """The Relus that the inputs of a Relu depend on."""
+        behind = self._behind(self.sources[relu])
+        return [other for other in self.relus if other in behind]
 
-    def _tighten(self, relu: int, region: Region, neurons: Index, steps: Steps) -> Levels:
-        """Bound a Relu's inputs by passes that start with `levels`; the best levels, `(2 k, H)`."""
+    def _optimise(self, relu: int, regions: Regions, steps: Steps) -> None:
+        """Bound the inputs of a Relu of the root with slopes that become better; sets `levels`."""
         source, part = self.sources[relu], self.slices[relu]
-        behind = self._behind(source)
-        earlier = [other for other in self.relus if other in behind]
-        places = part.start + np.concatenate([neurons, self.hidden + neurons])
-        levels: Levels = self.levels[places]
+        neurons, earlier = _unstable(regions.boxes[source]), self._earlier(relu)
         if not len(neurons) or not earlier:
-            return levels
-        size, box = len(neurons), region.boxes[source]
+            return
+        size, box = len(neurons), regions.boxes[source]
         rows = np.zeros((2 * size, box.lower.shape[1]))
         rows[np.arange(size), neurons] = 1
         rows[np.arange(size, 2 * size), neurons] = -1
-        bounds = self._before[source]
-        regions = bounds.relax(region.boxes)
+        places = part.start + np.concatenate([neurons, self.hidden + neurons])
         start = {other: self.levels[places, self.slices[other]] for other in earlier}
-        if steps.count == 1:
-            trace = Trace()
-            choice = Choice({other: levels / 255.0 for other, levels in start.items()})
-            bound = bounds.lower(rows, regions, None, choice, trace)
-            region.passes[relu] = neurons, {other: trace.rows[other] for other in earlier}
-        else:
-            found = ascend(bounds, regions, rows, Start(start), steps)
-            bound = found.bound
-            for other in earlier:
-                levels[:, self.slices[other]] = found.slopes[other]
+        bounds = Bounds(_until(self.network, source), self.arithmetic)
+        found = ascend(bounds, bounds.relax(regions.boxes[: source + 1]), rows, Start(start), steps)
+        for other in earlier:
+            self.levels[places, self.slices[other]] = found.slopes[other]
         lower, upper = box.lower.copy(), box.upper.copy()
-        lower[0, neurons] = np.fmax(lower[0, neurons], bound[:size])
-        upper[0, neurons] = np.fmin(upper[0, neurons], -bound[size:])
-        region.boxes[source] = Box(lower, upper)
-        return levels
+        lower[0, neurons] = np.fmax(lower[0, neurons], found.bound[:size])
+        upper[0, neurons] = np.fmin(upper[0, neurons], -found.bound[size:])
+        regions.boxes[source] = Box(lower, upper)
 
 
 def _until(network: Network, index: int) -> Network:
@@ -244,7 +293,26 @@ def _apply(node: Node, boxes: list[Box]) -> Box:
 
 
 def _unstable(box: Box) -> Index:
-    return np.flatnonzero((box.lower[0] < 0) & (box.upper[0] > 0))
+    """The elements whose sign is open in any of the regions."""
+    return np.flatnonzero(((box.lower < 0) & (box.upper > 0)).any(axis=0))
+
+
+def _intersection(one: Box, other: Box) -> Box:
+    return Box(np.maximum(one.lower, other.lower), np.minimum(one.upper, other.upper))
+
+
+def _stacked(boxes: Sequence[Box], counts: Sequence[int]) -> Box:
+    """One after the other, each for so many regions."""
+    lower, upper = (
+        np.concatenate(
+            [
+                np.broadcast_to(side, (n, side.shape[1]))
+                for side, n in zip(some, counts, strict=True)
+            ]
+        )
+        for some in ([box.lower for box in boxes], [box.upper for box in boxes])
+    )
+    return Box(lower, upper)
 
 
 def _default_levels(box: Box) -> Levels:
