@@ -27,7 +27,7 @@ Signs = NDArray[np.int8]
 EMPTY: Final = 1e-6
 """By how much the sign of a split must be missed: the checker rounds elsewhere than the search."""
 _ROOT: Final = Steps(count=20)
-_ELEMENTS: Final = 2**17
+_ELEMENTS: Final = 2**19
 """Elements of the rows of one pass, for as many regions as go together."""
 
 
@@ -113,7 +113,7 @@ class ReluBox:
 
     def _cuts(self, count: int) -> list[int]:
         """Where to cut a number of regions so that the rows of a pass stay in the cache."""
-        wide = max((node.size for node in self.network.nodes[1:]), default=1)
+        wide = max(node.size for node in self.network.nodes)
         known = [_unstable(self.around[source]) for source in self.sources.values() if self.around]
         rows = 2 * max((len(some) for some in known), default=wide)
         return list(range(0, count, max(1, _ELEMENTS // max(1, rows * wide))))[1:]
