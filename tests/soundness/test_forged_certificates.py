@@ -17,6 +17,8 @@ KINDS = {
     **dict.fromkeys(("claim", "axis", "choice", "slope"), "<i4"),
     **dict.fromkeys(("exact", "slopes", "refined"), "u1"),
     "betas": "<f4",
+    **dict.fromkeys(("neurons", "table"), "<i4"),
+    "tables": "u1",
 }
 
 
@@ -308,8 +310,10 @@ def test_a_tree_of_neurons_is_proved_again(split_neurons):
         edit("betas", 0, -1.0),
         edit("betas", 0, np.nan),
         lambda proof: proof.put("betas", proof.array("betas")[:-1]),
-        lambda proof: proof.put("betas", []),
         lambda proof: proof.put("slopes", proof.array("slopes")[:-1]),
+        lambda proof: proof.put("table", proof.array("table") + 1),
+        lambda proof: proof.put("table", proof.array("table")[:-1]),
+        lambda proof: proof.put("neurons", proof.array("neurons") + 1_000),
         lambda proof: proof.put("axis", np.where(proof.array("axis") < -1, -2, -1)),
         lambda proof: proof.put("axis", np.where(proof.array("axis") < -1, -26, -1)),
         drop_last_leaf,

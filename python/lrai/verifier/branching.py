@@ -18,7 +18,6 @@ def candidates(box: ReluBox, region: Region, rows: dict[int, Array], count: int)
 
     `rows` `(R, size)` per Relu are what the bounds to be improved sent there.
     """
-    box.trace(region)
     scores = score(box, region, rows)
     scores[_unstable(box, region)] += np.finfo(np.float64).tiny
     for depth, relu in enumerate(box.relus):

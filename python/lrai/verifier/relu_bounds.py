@@ -6,6 +6,7 @@ were optimised once at the root (alpha-CROWN, Xu et al. 2021). A certificate the
 """
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -93,15 +94,29 @@ class ReluBox:
 
     def region(self, signs: Signs) -> Region | None:
         """The region of some splits; None where it is found to be empty."""
-        boxes, is_empty = self.regions(signs[None])
+        boxes, is_empty = self.regions(signs[None], self.levels)
         return None if is_empty[0] else Region(boxes, {})
 
-    def regions(self, signs: Signs) -> tuple[list[Box], NDArray[np.bool_]]:
+    def adapted(self, signs: Signs, levels: Levels, steps: Steps) -> Levels:
+        """Levels for the bounds of one region, signs `(H,)`, that begin with given ones."""
+        box = copy(self)
+        box.levels = levels.copy()
+        regions = Regions([])
+        for index in range(len(self.network.nodes)):
+            if index in self.slices:
+                self._surround(index, regions)
+                box._optimise(index, regions, steps)
+                self._sign(index, regions, signs[None, self.slices[index]])
+            self._grow(index, regions)
+        return box.levels
+
+    def regions(self, signs: Signs, levels: Levels) -> tuple[list[Box], NDArray[np.bool_]]:
         """The node boxes of N regions, signs `(N, H)`, and which of them are found to be empty.
 
         A box that no split narrows, such as that of the inputs, is one for all of them.
         """
-        parts = [self._regions(some) for some in np.split(signs, self._cuts(len(signs)))]
+        cuts = self._cuts(len(signs))
+        parts = [self._regions(some, levels) for some in np.split(signs, cuts)]
         if len(parts) == 1:
             return parts[0]
         counts = [len(is_empty) for _, is_empty in parts]
@@ -118,37 +133,51 @@ class ReluBox:
         rows = 2 * max((len(some) for some in known), default=wide)
         return list(range(0, count, max(1, _ELEMENTS // max(1, rows * wide))))[1:]
 
-    def _regions(self, signs: Signs) -> tuple[list[Box], NDArray[np.bool_]]:
+    def _regions(self, signs: Signs, levels: Levels) -> tuple[list[Box], NDArray[np.bool_]]:
         regions, is_empty = Regions([]), np.zeros(len(signs), bool)
         for index in range(len(self.network.nodes)):
             if index in self.slices:
-                is_empty |= self._split(index, regions, signs[:, self.slices[index]])
+                self._surround(index, regions)
+                self._tighten(index, regions, levels)
+                is_empty |= self._sign(index, regions, signs[:, self.slices[index]])
             self._grow(index, regions)
         return regions.boxes, is_empty
 
-    def _split(self, relu: int, regions: Regions, sign: Signs) -> NDArray[np.bool_]:
-        """Narrow the inputs of a Relu: by passes, then by signs; which regions that empties."""
+    def _surround(self, relu: int, regions: Regions) -> None:
+        """To fix a sign may loosen a bound with given slopes: what held at the root holds."""
         source = self.sources[relu]
         if self.around:
-            # To fix a sign may loosen a bound with given slopes: what held at the root holds.
             regions.boxes[source] = _intersection(regions.boxes[source], self.around[source])
-        neurons = _unstable(regions.boxes[source])
-        found = self._passed(relu, regions, neurons, None)
-        if found is not None:
-            box, half = regions.boxes[source], len(neurons)
-            lower, upper = box.lower.copy(), box.upper.copy()
-            lower[:, neurons] = np.fmax(lower[:, neurons], found[:, :half])
-            upper[:, neurons] = np.fmin(upper[:, neurons], -found[:, half:])
-            regions.boxes[source] = Box(lower, upper)
-        box = regions.boxes[source]
+
+    def _tighten(self, relu: int, regions: Regions, levels: Levels) -> None:
+        """Narrow the inputs of a Relu by passes."""
+        box = regions.boxes[self.sources[relu]]
+        neurons = _unstable(box)
+        found = self._passed(relu, regions, neurons, levels)
+        if found is None:
+            return
+        lower, upper, half = box.lower.copy(), box.upper.copy(), len(neurons)
+        lower[:, neurons] = np.fmax(lower[:, neurons], found[:, :half])
+        upper[:, neurons] = np.fmin(upper[:, neurons], -found[:, half:])
+        regions.boxes[self.sources[relu]] = Box(lower, upper)
+
+    def _sign(self, relu: int, regions: Regions, sign: Signs) -> NDArray[np.bool_]:
+        """Cut the inputs of a Relu by signs; which regions that empties."""
+        box = regions.boxes[self.sources[relu]]
         lower = np.where(sign > 0, np.maximum(box.lower, 0), box.lower)
         upper = np.where(sign < 0, np.minimum(box.upper, 0), box.upper)
         is_empty: NDArray[np.bool_] = ((lower - upper > EMPTY) & (sign != 0)).any(axis=1)
-        regions.boxes[source] = Box(np.minimum(lower, upper), np.maximum(lower, upper))
+        known = Box(np.minimum(lower, upper), np.maximum(lower, upper))
+        regions.boxes[self.sources[relu]] = known
         return is_empty
 
     def _passed(
-        self, relu: int, regions: Regions, neurons: Index, trace: Trace | None
+        self,
+        relu: int,
+        regions: Regions,
+        neurons: Index,
+        levels: Levels,
+        trace: Trace | None = None,
     ) -> Array | None:
         """`(N, 2 k)`: bounds of k inputs of a Relu, then of their negatives; None if none."""
         source = self.sources[relu]
@@ -159,7 +188,7 @@ class ReluBox:
         every = np.arange(count)
         start = self.bounds.start(source, every, np.tile(neurons, (count, 1)), regions)
         places = self.slices[relu].start + np.concatenate([neurons, self.hidden + neurons])
-        slopes = {other: self.levels[places, self.slices[other]][None] / 255.0 for other in earlier}
+        slopes = {other: levels[places, self.slices[other]][None] / 255.0 for other in earlier}
         start.choice, start.trace, start.region = Choice(slopes), trace, None
         return start.run(self.bounds, regions)
 
@@ -177,12 +206,12 @@ class ReluBox:
             error = np.zeros(1)
         regions.boxes.append(Box(found.lower - error, found.upper + error))
 
-    def trace(self, region: Region) -> None:
+    def trace(self, region: Region, levels: Levels) -> None:
         """Set what the passes of one region sent to earlier Relus."""
         regions = self.bounds.relax(region.boxes)
         for relu, source in self.sources.items():
             neurons, trace = _unstable(region.boxes[source]), Trace()
-            if self._passed(relu, regions, neurons, trace) is not None:
+            if self._passed(relu, regions, neurons, levels, trace) is not None:
                 sent = {other: trace.rows[other] for other in self._earlier(relu)}
                 region.passes[relu] = neurons, sent
 
@@ -261,7 +290,7 @@ class ReluBox:
         return [other for other in self.relus if other in behind]
 
     def _optimise(self, relu: int, regions: Regions, steps: Steps) -> None:
-        """Bound the inputs of a Relu of the root with slopes that become better; sets `levels`."""
+        """Bound the inputs of a Relu of one region with slopes that improve; sets `levels`."""
         source, part = self.sources[relu], self.slices[relu]
         neurons, earlier = _unstable(regions.boxes[source]), self._earlier(relu)
         if not len(neurons) or not earlier:

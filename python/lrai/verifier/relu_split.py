@@ -34,6 +34,12 @@ _ATTACK_S, _ATTACK_SHARE = 1.5, 0.15
 _QUICK, _LONG = Steps(12), Steps(300, 0.1, 0.1, 0.99)
 _CANDIDATES: Final = 16
 _LEAST_GAIN: Final = 1e-6
+_EVERY: Final = 4
+"""So many splits below the last time, the slopes behind a region's boxes are optimised again."""
+_ADAPT: Final = Steps(8)
+_LEAST_BETTER: Final = 0.02
+"""By what share of its distance to a proof a region must come nearer for that to be kept."""
+_TABLE_BYTES: Final = 2**27
 _SIDES: Final = (-1, 1)
 """In the order of a split's children."""
 _MAX_REALS: Final = 64
@@ -57,6 +63,8 @@ class _Open:
     """The worst bound of its parent."""
     boxes: list[Box]
     """Of all nodes."""
+    table: int
+    """Which levels made them: 0 for the root's, or the number of a table of the tree."""
 
 
 class ReluSplit:
@@ -144,6 +152,7 @@ class ReluSplit:
         """Open the root, with the condition of each claim that is nearest to a proof."""
         self._is_ready = True
         self._box, self._kept = self._box.reduced(self._root)
+        self.tree.neurons = self._kept
         box = self._box
         region = box.region(np.zeros(box.hidden, np.int8))
         if region is None:
@@ -156,15 +165,21 @@ class ReluSplit:
         levels = np.tile(box.default_levels(region), (len(self.cases), 1))
         none: Multipliers = np.zeros(levels.shape, np.float32)
         signs = np.zeros(box.hidden, np.int8)
-        self._stack = [_Open(0, signs, (), levels, none, -np.inf, region.boxes)]
+        self._stack = [_Open(0, signs, (), levels, none, -np.inf, region.boxes, 0)]
 
     def _visit(self, one: _Open, confirm: Confirm) -> Witness | None:
         self.boxes += 1
+        if one.path and len(one.path) % _EVERY == 0:
+            one = self._adapted(one)
+            if one.bound == np.inf:
+                self._close(one, np.inf)
+                return None
         region = Region(one.boxes, {})
         found = self._bound(self._box, region, one, _QUICK)
         neurons: Index = np.zeros(0, np.intp)
         if found.bound.min() <= MARGIN:
             rows, worst = self._traced(region, one.signs, found)
+            self._box.trace(region, self._levels(one.table))
             neurons = candidates(self._box, region, rows, _CANDIDATES)
             if not len(neurons):
                 found = self._bound(self._box, region, self._moved(one, found), _LONG)
@@ -182,6 +197,28 @@ class ReluSplit:
             self._split(moved, neurons, np.flatnonzero(found.bound <= MARGIN))
         return None
 
+    def _adapted(self, one: _Open) -> _Open:
+        """The region with levels of its own, for itself and all regions in it, if they help.
+
+        Its bound is infinite where they show that it is empty.
+        """
+        tables = self.tree.tables
+        if sum(table.nbytes for table in tables) > _TABLE_BYTES:
+            return one
+        levels = self._box.adapted(one.signs, self._levels(one.table), _ADAPT)
+        boxes, is_empty = self._box.regions(one.signs[None], levels)
+        bound = np.inf
+        if not is_empty[0]:
+            bound = float(min(self._look(one, boxes, np.arange(len(self.cases)))[0], 0.0))
+            if bound < one.bound - _LEAST_BETTER * one.bound:
+                return one
+        tables.append(levels)
+        return replace(one, boxes=boxes, table=len(tables), bound=bound)
+
+    def _levels(self, table: int) -> Levels:
+        """The levels of a region: the root's, or those that were adapted."""
+        return self.tree.tables[table - 1] if table else self._box.levels
+
     def _decide(self, one: _Open, region: Region, confirm: Confirm) -> Witness | None:
         """Ask Z3 where all neurons have signs: what is left is linear."""
         for claim, members in enumerate(self._members):
@@ -190,7 +227,7 @@ class ReluSplit:
                 continue
             self._stuck.append(one)
             return None if exact.point is None else confirm(self.cases[claim], exact.point)
-        self.tree.close_exactly(one.node)
+        self.tree.close_exactly(one.node, one.table)
         self.share += 2.0 ** -len(one.path)
         self.worst = min(self.worst, 0.0)
         return None
@@ -253,7 +290,7 @@ class ReluSplit:
         """
         signs = np.repeat(one.signs[None], 2 * len(neurons), axis=0)
         signs[np.arange(len(signs)), np.repeat(neurons, 2)] = np.tile(_SIDES, len(neurons))
-        boxes, is_empty = self._box.regions(signs)
+        boxes, is_empty = self._box.regions(signs, self._levels(one.table))
         worst = np.where(is_empty, 0.0, np.minimum(self._look(one, boxes, claims), 0.0))
         gains = np.maximum(worst - one.bound, -_LEAST_GAIN * one.bound)
         best = int((gains[::2] * gains[1::2]).argmax())
@@ -263,7 +300,7 @@ class ReluSplit:
             place = 2 * best + side
             child = _Open(
                 node, signs[place], (*one.path, neuron), one.slopes, one.betas,
-                float(worst[place]), _of(boxes, place),
+                float(worst[place]), _of(boxes, place), one.table,
             )  # fmt: skip
             if is_empty[place]:
                 self._close(child, np.inf)
@@ -289,7 +326,7 @@ class ReluSplit:
         slopes = np.zeros((len(self.cases), self._hidden), np.uint8)
         slopes[:, self._kept] = one.slopes
         betas = one.betas[:, list(one.path)].astype(np.float64)
-        self.tree.close(one.node, self._weights, slopes, betas)
+        self.tree.close(one.node, self._weights, slopes, betas, one.table)
         self.share += 2.0 ** -len(one.path)
         self.worst = min(self.worst, bound)
 

@@ -23,8 +23,8 @@ _MAX_EXACT: Final = 1 << 12
 _DIGEST_BYTES: Final = 64
 _ARRAYS: Final = {
     **dict.fromkeys(("lower", "upper", "rows", "offset", "at", "weights"), "<f8"),
-    **dict.fromkeys(("claim", "axis", "choice", "slope"), "<i4"),
-    **dict.fromkeys(("exact", "slopes", "refined"), "u1"),
+    **dict.fromkeys(("claim", "axis", "choice", "slope", "neurons", "table"), "<i4"),
+    **dict.fromkeys(("exact", "slopes", "refined", "tables"), "u1"),
     "betas": "<f4",
 }
 
@@ -74,7 +74,11 @@ class Archive:
             "choice": (leaves, claims), "weights": (-1, count), "slope": (leaves, claims),
             "slopes": (-1, hidden) if hidden else (0, 0),
             "refined": (2 * hidden, hidden) if tree.refined.size else (0,),
+            "tables": (-1, 2 * tree.neurons.size, max(tree.neurons.size, 1)),
+            "table": (leaves,),
         }  # fmt: skip
+        if not tree.tables.size:
+            shapes["tables"] = (0,)
         for name, shape in shapes.items():
             setattr(tree, name, getattr(tree, name).reshape(shape))
         reals = (tree.lower, tree.upper, tree.rows, tree.offset, tree.at, tree.weights, tree.betas)
@@ -89,6 +93,9 @@ class Archive:
             and tree.axis.size <= _MAX_NODES
             and (tree.choice < len(tree.weights)).all()
             and ((tree.slope >= -1) & (tree.slope < len(tree.slopes))).all()
+            and ((tree.neurons >= 0) & (tree.neurons < hidden)).all()
+            and ((tree.table >= 0) & (tree.table <= len(tree.tables))).all()
+            and (tree.refined.size > 0 or not tree.table.any())
         )
         if not is_right:
             raise RefusedError(f"tree {index} has a number that is not allowed")

@@ -1,6 +1,8 @@
 """The leaves of a tree: where its splits lead, and whether bounds close them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Final
 
 import numpy as np
@@ -58,8 +60,7 @@ def close(tree: Tree, bounds: Bounds, leaves: list[Leaf]) -> list[Leaf]:
     """Bound every leaf; the halves of those that stay open. RefusedError if one fixes neurons."""
     count = max(ROW_ELEMENTS // bounds.graph.slots // tree.choice.shape[1], 1)
     halves = []
-    for start in range(0, len(leaves), count):
-        part = leaves[start : start + count]
+    for part in _parts(tree, leaves, count):
         for leaf, axis in zip(part, _examine(tree, bounds, part).tolist(), strict=True):
             if axis >= 0 and leaf.fixed:
                 raise RefusedError(f"the bound does not close leaf {leaf.origin} of a tree")
@@ -72,15 +73,26 @@ def close(tree: Tree, bounds: Bounds, leaves: list[Leaf]) -> list[Leaf]:
     return halves
 
 
+def _parts(tree: Tree, leaves: list[Leaf], count: int) -> Iterator[list[Leaf]]:
+    """At most `count` leaves at once, of one table."""
+    for _, run in groupby(leaves, key=lambda leaf: int(tree.table[leaf.origin])):
+        some = list(run)
+        yield from (some[start : start + count] for start in range(0, len(some), count))
+
+
 def look(tree: Tree, bounds: Bounds, leaves: list[Leaf]) -> State:
-    """What is known of the regions of leaves."""
+    """What is known of the regions of leaves of one table."""
     refined = tree.refined / 255.0 if tree.refined.size else None
+    table = int(tree.table[leaves[0].origin])
     lower, upper = (
         np.array(side) for side in zip(*((x.lower, x.upper) for x in leaves), strict=True)
     )
     fixed = [leaf.fixed for leaf in leaves]
     # To fix a sign may loosen a bound with given slopes: what holds at the root still holds.
     root = bounds.regions(tree.lower[None], tree.upper[None], [()], refined) if any(fixed) else None
+    if table and refined is not None:
+        both = np.concatenate([tree.neurons, bounds.hidden_inputs.size + tree.neurons])
+        refined[np.ix_(both, tree.neurons)] = tree.tables[table - 1] / 255.0
     return bounds.regions(lower, upper, fixed, refined, root)
 
 
