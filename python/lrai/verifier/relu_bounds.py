@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from lrai.verifier.backward import Choice, Trace
 from lrai.verifier.bounds import Arithmetic, Bounds, conditions
 from lrai.verifier.network import Network, Node
-from lrai.verifier.operators.affine import Affine
-from lrai.verifier.operators.base import Array, Box, Elementwise
+from lrai.verifier.operators.base import Array, Box
 from lrai.verifier.operators.relu import Relu
 from lrai.verifier.property import Case
 from lrai.verifier.regions import Index, Regions
+from lrai.verifier.relu_reduction import without_zeros
 from lrai.verifier.slope_ascent import Levels, Start, Steps, ascend
 
 Signs = NDArray[np.int8]
@@ -216,63 +216,24 @@ class ReluBox:
                 region.passes[relu] = neurons, sent
 
     def reduced(self, region: Region) -> tuple["ReluBox", Index]:
-        """The same box without neurons that are zero all over it; and which ones were kept.
-
-        The error terms stay those of the whole sums, because the deployed network computes them.
-        """
-        nodes, kept = list(self.network.nodes), []
-        for relu in self.relus:
-            part, source = self.slices[relu], self.sources[relu]
-            keep = np.flatnonzero(region.boxes[source].upper[0] > 0)
-            if not len(keep) or not self._is_chain(relu):
-                keep = np.arange(part.stop - part.start)
-            kept.append(part.start + keep)
-            if len(keep) == part.stop - part.start:
-                continue
-            consumer = self._consumers(relu)[0]
-            shape = (len(keep),)
-            nodes[source] = _with(nodes[source], _columns(nodes[source], keep), shape)
-            nodes[relu] = _with(nodes[relu], Relu(), shape)
-            nodes[consumer] = _with(
-                nodes[consumer], _inputs(nodes[consumer], keep), nodes[consumer].shape
-            )
-        kept_neurons = np.concatenate([np.zeros(0, np.intp), *kept])
-        network = Network(
-            tuple(nodes), self.network.inputs, self.network.outputs, self.network.digests
-        )
+        """The same box without neurons that are zero all over it; and which ones were kept."""
+        network, kept = without_zeros(self.network, self.bounds.graph, region.boxes)
+        starts = [self.slices[relu].start + kept[relu] for relu in self.relus]
+        neurons = np.concatenate([np.zeros(0, np.intp), *starts])
         reduced = ReluBox(network, self.box, self.arithmetic)
-        both = np.concatenate([kept_neurons, self.hidden + kept_neurons])
-        kept_of = dict(zip(self.relus, kept, strict=True))
         reduced.around = list(region.boxes)
         for relu, source in self.sources.items():
-            keep = kept_of[relu] - self.slices[relu].start
             for index in (source, relu):
-                box = region.boxes[index]
+                box, keep = region.boxes[index], kept[relu]
                 reduced.around[index] = Box(box.lower[:, keep], box.upper[:, keep])
-        reduced.levels = self.levels[np.ix_(both, kept_neurons)]
-        return reduced, kept_neurons
+        both = np.concatenate([neurons, self.hidden + neurons])
+        reduced.levels = self.levels[np.ix_(both, neurons)]
+        return reduced, neurons
 
     def default_levels(self, region: Region) -> Levels:
         """`(H,)`: the default lower slopes of a region."""
         found = [_default_levels(region.boxes[self.sources[relu]]) for relu in self.relus]
         return np.concatenate([np.zeros(0, np.uint8), *found])
-
-    def _is_chain(self, relu: int) -> bool:
-        """Whether an affine map of one value is before the Relu, and another one behind it."""
-        source, consumers = self.sources[relu], self._consumers(relu)
-        nodes = self.network.nodes
-        return (
-            len(consumers) == 1
-            and self._consumers(source) == [relu]
-            and relu not in self.network.outputs
-            and source not in self.network.outputs
-            and isinstance(nodes[source].operator, Affine)
-            and isinstance(nodes[consumers[0]].operator, Affine)
-            and len(nodes[source].inputs) == len(nodes[consumers[0]].inputs) == 1
-        )
-
-    def _consumers(self, index: int) -> list[int]:
-        return self.bounds.graph.consumers[index]
 
     def _behind(self, index: int) -> set[int]:
         """The nodes that a node depends on; in a product network these are not all before it."""
@@ -346,24 +307,4 @@ def _stacked(boxes: Sequence[Box], counts: Sequence[int]) -> Box:
 
 def _default_levels(box: Box) -> Levels:
     found: Levels = np.where(box.upper[0] > -np.minimum(box.lower[0], 0), 255, 0).astype(np.uint8)
-    return found
-
-
-def _with(node: Node, operator: Affine | Elementwise, shape: tuple[int, ...]) -> Node:
-    return Node(node.name, operator, node.inputs, shape)
-
-
-def _columns(node: Node, keep: Index) -> Affine:
-    assert isinstance(node.operator, Affine)
-    found = Affine(
-        (np.ascontiguousarray(node.operator.weights[0][:, keep]),), node.operator.bias[keep]
-    )
-    found.terms = node.operator.terms
-    return found
-
-
-def _inputs(node: Node, keep: Index) -> Affine:
-    assert isinstance(node.operator, Affine)
-    found = Affine((np.ascontiguousarray(node.operator.weights[0][keep]),), node.operator.bias)
-    found.terms = node.operator.terms
     return found
