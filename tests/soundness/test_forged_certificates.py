@@ -18,6 +18,8 @@ KINDS = {
     **dict.fromkeys(("slopes", "refined"), "u1"),
     "axis": "<i4",
     "betas": "<f4",
+    **dict.fromkeys(("neurons", "table"), "<i4"),
+    "tables": "u1",
 }
 
 
@@ -312,8 +314,10 @@ def test_a_tree_of_neurons_is_proved_again(split_neurons):
         edit("betas", 0, -1.0),
         edit("betas", 0, np.nan),
         lambda proof: proof.put("betas", proof.array("betas")[:-1]),
-        lambda proof: proof.put("betas", []),
         lambda proof: proof.put("slopes", proof.array("slopes")[:-1]),
+        lambda proof: proof.put("table", proof.array("table") + 1),
+        lambda proof: proof.put("table", proof.array("table")[:-1]),
+        lambda proof: proof.put("neurons", proof.array("neurons") + 1_000),
         lambda proof: proof.put("axis", np.where(proof.array("axis") < -1, -2, -1)),
         lambda proof: proof.put("axis", np.where(proof.array("axis") < -1, -26, -1)),
         drop_last_leaf,

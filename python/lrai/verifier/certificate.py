@@ -21,6 +21,9 @@ betas      f4   empty (all 0), or a multiplier >= 0 for every leaf, claim and ne
                 from root to leaf
 refined    u1   empty, or (2H, H): slopes with which the root box's lower bounds of the H hidden
                 neurons' inputs, then the upper ones, are computed
+neurons    u4   (R,) hidden neurons that the tables are about
+tables     u1   (K, 2R, R): slopes that stand in the place of those in `refined`
+table      u4   (leaves,) 0: a leaf is bounded with `refined`, k: with the k-th table
 =========  ===  ==========================================================================
 
 Hidden neurons are the elements of all Relu nodes in the models' order of nodes. A claim is a case
@@ -67,6 +70,10 @@ class Tree:
         self._exact: list[bool] = []
         self.refined: NDArray[np.uint8] | None = None
         """`(2 * hidden, hidden)` slopes for the bounds of the root box, in steps of 1/255."""
+        self.neurons: NDArray[np.intp] = np.zeros(0, np.intp)
+        self.tables: list[NDArray[np.uint8]] = []
+        """`(2 R, R)` slopes for bounds of the R neurons in parts of the root box."""
+        self._table: list[int] = []
 
     def split(self, node: int, axis: int, at: float = 0.0) -> tuple[int, int]:
         """Split input `axis` at a value, or hidden neuron k with `axis = -2 - k`: below, above."""
@@ -83,12 +90,14 @@ class Tree:
         weights: Array | None = None,
         slopes: NDArray[np.uint8] | None = None,
         betas: Array | None = None,
+        table: int = 0,
     ) -> None:
         """Close a leaf by a linear bound for each case.
 
         `weights` `(cases, M)`, M conditions of all cases one after the other; None where every
         case has one condition. `slopes` `(cases, hidden)` in steps of 1/255, None for the default.
-        `betas` `(cases, d)` for the d neurons split from the root to this leaf, None for 0.
+        `betas` `(cases, d)` for the d neurons split from the root to this leaf, None for 0. `table`
+        k > 0 names the k-th of `tables`.
         """
         if weights is None:
             weights = self._identity()
@@ -97,10 +106,11 @@ class Tree:
         self._slopes.append(slopes)
         self._betas.append(betas)
         self._exact.append(False)
+        self._table.append(table)
 
-    def close_exactly(self, node: int) -> None:
+    def close_exactly(self, node: int, table: int = 0) -> None:
         """Close a leaf by Z3."""
-        self.close(node, weights=np.ones((len(self.cases), self._conditions())))
+        self.close(node, weights=np.ones((len(self.cases), self._conditions())), table=table)
         self._exact[-1] = True
 
     def graft(self, node: int, other: "Tree") -> None:
@@ -118,6 +128,8 @@ class Tree:
         self._slopes += other._slopes
         self._betas += other._betas
         self._exact += other._exact
+        self._table += [table + len(self.tables) * (table > 0) for table in other._table]
+        self.tables += other.tables
 
     @property
     def leaves(self) -> int:
@@ -156,6 +168,9 @@ class Tree:
             "slopes": slopes,
             "betas": np.concatenate([np.zeros(0), *flat]).astype(np.float32),
             "refined": np.zeros(0, np.uint8) if self.refined is None else self.refined,
+            "neurons": self.neurons.astype(np.uint32),
+            "tables": np.array(self.tables, np.uint8),
+            "table": np.array([self._table[leaf] for leaf in order], np.uint32),
         }
 
     def _walk(self) -> tuple[list[int], list[float], list[int], list[int]]:

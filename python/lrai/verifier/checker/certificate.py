@@ -18,8 +18,8 @@ _FORMAT: Final = "lrai-certificate-2"
 _MAX_BYTES: Final = 1 << 29
 _ARRAYS: Final = {
     **dict.fromkeys(("box", "rows", "offset", "at", "weights"), "<f8"),
-    **dict.fromkeys(("claim", "choice", "slope"), "<u4"),
-    **dict.fromkeys(("slopes", "refined"), "u1"),
+    **dict.fromkeys(("claim", "choice", "slope", "neurons", "table"), "<u4"),
+    **dict.fromkeys(("slopes", "refined", "tables"), "u1"),
     "axis": "<i4",
     "betas": "<f4",
 }
@@ -57,6 +57,9 @@ class Archive:
         for name, width in widths.items():
             tree[name] = tree[name].reshape(-1, max(width, 1))
         tree["box"] = tree["box"].reshape(2, inputs)
+        refined = tree["neurons"].size
+        if refined:
+            tree["tables"] = tree["tables"].reshape(-1, 2 * refined, refined)
         if not all(((tree[x] >= 0) & (tree[x] < np.inf)).all() for x in ("weights", "betas")):
             raise RefusedError(f"tree {index} has a number that is not allowed")
         return tree

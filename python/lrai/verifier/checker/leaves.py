@@ -1,6 +1,8 @@
 """The leaves of a tree: where its splits lead, and whether bounds close them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Final
 
 import numpy as np
@@ -66,7 +68,7 @@ class Leaves:
             raise RefusedError("a tree has too few nodes, or another number of multipliers")
         if any(leaf.neurons for leaf in self.all):
             # To fix a sign may loosen a bound with given slopes: what holds at the root holds.
-            self._root = self._look([Leaf(tree["box"])])
+            self._root = self._look([Leaf(tree["box"])], 0)
 
     def prove(self, wanted: int) -> int:
         """Close every leaf, and so many by Z3 as well; how many Z3 closed of these.
@@ -85,25 +87,37 @@ class Leaves:
         step = max(ROW_ELEMENTS // self._bounds.graph.slots // self._tree["choice"].shape[1], 1)
         count, rounds = 1000 + _MAX_HALVES * len(rest), _MAX_ROUNDS
         while rest and count > 0 and rounds > 0:
-            parts = (rest[start : start + step] for start in range(0, len(rest), step))
-            rest = [half for part in parts for half in self._close(part)]
+            rest = [half for part in self._parts(rest, step) for half in self._close(part)]
             count, rounds = count - len(rest), rounds - 1
         if rest:
             raise RefusedError(f"the bound does not close leaf {rest[0].origin} of a tree")
         return answers[len(exact) :].count("unsat")
 
-    def _look(self, leaves: list[Leaf]) -> State:
-        """What is known of the regions of leaves."""
+    def _table(self, leaf: Leaf) -> int:
+        return int(self._tree["table"][leaf.origin])
+
+    def _parts(self, leaves: list[Leaf], most: int) -> Iterator[list[Leaf]]:
+        """At most so many leaves at once, of one table."""
+        for _, run in groupby(leaves, key=self._table):
+            some = list(run)
+            yield from (some[start : start + most] for start in range(0, len(some), most))
+
+    def _look(self, leaves: list[Leaf], table: int) -> State:
+        """What is known of the regions of leaves of one table; 0 is that of the root."""
         signs = np.zeros((len(leaves), len(self._bounds.graph.hidden)), np.int8)
         for row, leaf in zip(signs, leaves, strict=True):
             row[list(leaf.neurons)] = leaf.signs
         box, refined = np.stack([leaf.box for leaf in leaves], axis=1), self._tree["refined"]
         slopes = refined / 255.0 if refined.size else None
+        if table and slopes is not None:
+            neurons = self._tree["neurons"]
+            both = np.concatenate([neurons, slopes.shape[1] + neurons])
+            slopes[np.ix_(both, neurons)] = self._tree["tables"][table - 1] / 255.0
         return self._bounds.regions(box, signs, slopes, self._root)
 
     def _close(self, leaves: list[Leaf]) -> list[Leaf]:
         """Bound leaves; the halves of those that stay open."""
-        tree, bounds, state = self._tree, self._bounds, self._look(leaves)
+        tree, bounds, state = self._tree, self._bounds, self._look(leaves, self._table(leaves[0]))
         claims, origin = tree["choice"].shape[1], [leaf.origin for leaf in leaves]
         regions = np.repeat(np.arange(len(leaves)), claims)
         rows, charge = np.zeros((len(regions), bounds.graph.slots)), np.zeros(len(regions))
@@ -137,4 +151,4 @@ class Leaves:
         claims = [conditions[self._tree["claim"] == x] for x in np.unique(self._tree["claim"])]
         hidden = self._bounds.graph.hidden
         signs = {hidden[x]: sign for x, sign in zip(leaf.neurons, leaf.signs, strict=True)}
-        return ask(self._bounds, self._look([leaf]), signs, claims)
+        return ask(self._bounds, self._look([leaf], self._table(leaf)), signs, claims)
