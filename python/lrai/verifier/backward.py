@@ -78,7 +78,7 @@ class Backward:
                 beta = beta.reshape(rows.shape)
                 rows = rows + beta
             if self.trace is not None:
-                self.trace.rows[index] = rows.reshape(-1, rows.shape[2])
+                self.trace.rows[index] = rows.reshape(self.total.size, rows.shape[2])
             if node.operator is None:
                 self._finish(regions.boxes[index], regions.errors[index], rows)
                 if self.trace is not None:
@@ -133,7 +133,8 @@ class Backward:
         operator = node.operator
         assert operator is not None
         count = rows.shape[:2]
-        flat = rows.reshape(-1, rows.shape[2])
+        # A case without conditions has no rows, from which -1 could not be told.
+        flat = rows.reshape(count[0] * count[1], rows.shape[2])
         boxes: tuple[Box, ...] = ()
         if not isinstance(operator, Linear):
             index = np.repeat(np.arange(count[0]), count[1])
@@ -144,7 +145,7 @@ class Backward:
             boxes = tuple(box.take(index % len(box.lower)) for box in boxes)
         found, constants = operator.backward(flat, boxes)
         self.total += constants.reshape(count)
-        return tuple(part.reshape(*count, -1) for part in found)
+        return tuple(part.reshape(*count, part.shape[1]) for part in found)
 
     def _finish(self, box: Box, error: Array, rows: Array) -> None:
         """The minimum over a box: its centre, less the reach of its radius."""
@@ -156,7 +157,7 @@ class Backward:
         assert self.trace is not None
         if self.trace.coefficients is None:
             self.trace.coefficients = np.zeros((self.total.size, size))
-        self.trace.coefficients[:, part] = rows.reshape(self.total.size, -1)
+        self.trace.coefficients[:, part] = rows.reshape(self.total.size, rows.shape[2])
 
     def _own(self, values: Array) -> Array:
         """The rows' own regions of `(N, n)`; one region alone serves all rows."""

@@ -348,3 +348,12 @@ def test_many_inputs_without_relu_are_split():
     assert (verdict.answer, verdict.certificate) == ("unknown", None)
     assert "too many boxes" in verdict.reason
     assert verdict.boxes > 1
+
+
+def test_a_case_without_conditions_is_bounded_and_refuted():
+    network = dense([2, 4, 1])
+    everywhere = case([-1, -1], [1, 1], np.zeros((0, 1)), np.zeros(0))
+    assert verify(network, prop(everywhere), SearchSettings()).answer == "sat"
+    search = InputSplit(network, [everywhere], "float32")
+    assert search.step(lambda _case, _x: None) is None
+    assert (search.open, search.share) == (True, 0.0)
