@@ -292,7 +292,7 @@ def split_neurons(module_bench):
         for pair in pairwise(sizes)
     ]
     model = module_bench.dense(layers, name="wide")
-    text = "(>= Y_0 0.95)"
+    text = "(>= Y_0 0.7)"
     subject = module_bench.property(text, [-1.0] * 20, [1.0] * 20, 1, "wide")
     verdict = module_bench.decide(model, subject)
     assert verdict.answer == "unsat", verdict

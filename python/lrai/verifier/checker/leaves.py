@@ -108,12 +108,12 @@ class Leaves:
         for row, leaf in zip(signs, leaves, strict=True):
             row[list(leaf.neurons)] = leaf.signs
         box, refined = np.stack([leaf.box for leaf in leaves], axis=1), self._tree["refined"]
-        slopes = refined / 255.0 if refined.size else None
-        if table and slopes is not None:
+        slopes = refined / 255.0
+        if table:
             neurons = self._tree["neurons"]
             both = np.concatenate([neurons, slopes.shape[1] + neurons])
             slopes[np.ix_(both, neurons)] = self._tree["tables"][table - 1] / 255.0
-        return self._bounds.regions(box, signs, slopes, self._root)
+        return self._bounds.regions(box, signs, slopes if refined.size else None, self._root)
 
     def _close(self, leaves: list[Leaf]) -> list[Leaf]:
         """Bound leaves; the halves of those that stay open."""
