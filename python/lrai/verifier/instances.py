@@ -25,6 +25,7 @@ from lrai.verifier.outcomes import Outcome, read_expected, read_results
 # What a worker may take beyond the time-out, for reading, writing and checking.
 _GRACE_S: Final = 30.0
 _THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_FULL: Final = 0.95
 _ONE_THREAD: Final = dict.fromkeys(_THREADS, "1")
 
 
@@ -238,6 +239,11 @@ def _solve(key: tuple[str, str], instance: Instance, settings: RunSettings) -> O
         bound=verdict.bound if abs(verdict.bound) < float("inf") else None,
         reason=verdict.reason,
     )
+    if settings.limits.clock == "cpu" and verdict.answer == "unknown":
+        spent = time.process_time() - cpu
+        if spent < _FULL * instance.timeout_s:
+            # The wall ended it: a later run may give it what is left.
+            outcome = replace(outcome, limit_s=round(spent, 1))
     certificate, writes = verdict.certificate, settings.certificates is not None or settings.check
     if certificate is None or not writes:
         return _timed(outcome, start, cpu)
