@@ -159,8 +159,8 @@ impl<P> Line<P> {
     /// Where a request goes. `is_alike` says whether a batch is of its kind, of which at most one is open; `fits`, whether
     /// there is room for it beside that for rows.
     ///
-    /// A request joins the open batch unless that would make those late who are in it. Then it opens another one, but only
-    /// if even a batch of the same size would be in time: an overload must not fall apart into batches of one row.
+    /// A request joins the open batch unless that would make those late who are in it. It opens another one if even a
+    /// batch as large as the largest that waits would be in time: an overload must not fall apart into small batches.
     pub fn admit(
         &mut self,
         arrival: &Arrival,
@@ -170,27 +170,28 @@ impl<P> Line<P> {
         fits: impl FnOnce(&P) -> bool,
     ) -> Admission {
         let is_open = |batch: &Waiting<P>| !batch.sealed && is_alike(&batch.payload);
-        let Some(index) = self.batches.iter().rposition(is_open) else {
-            let end = self.end(arrival, None, arrival.rows, knobs, replicas);
-            return self.late(arrival, end, replicas).map_or(Admission::Opens, Admission::Late);
-        };
-        let batch = &self.batches[index];
-        let (rows, most) = (batch.rows + arrival.rows, batch.most_rows(knobs));
-        let mut size = arrival.rows;
-        if rows <= most && fits(&batch.payload) {
-            let end = self.end(arrival, Some(index), rows, knobs, replicas);
-            let spoils = end.zip(batch.deadline).is_some_and(|(end, deadline)| end > deadline);
-            if !spoils {
-                return self.late(arrival, end, replicas).map_or(Admission::Joins(index), Admission::Late);
+        let open = self.batches.iter().rposition(is_open);
+        if let Some(index) = open {
+            let batch = &self.batches[index];
+            let rows = batch.rows + arrival.rows;
+            if rows <= batch.most_rows(knobs) && fits(&batch.payload) {
+                let end = self.end(arrival, open, rows, knobs, replicas);
+                let spoils = end.zip(batch.deadline).is_some_and(|(end, deadline)| end > deadline);
+                if !spoils {
+                    let late = self.late(arrival, end, replicas);
+                    return late.map_or(Admission::Joins(index), Admission::Late);
+                }
             }
-            size = size.max(batch.rows);
         }
-        let end = self.end(arrival, None, size, knobs, replicas);
+        let rows = self.batches.iter().map(|batch| batch.rows).fold(arrival.rows, u32::max);
+        let end = self.end(arrival, None, rows, knobs, replicas);
         if let Some(late) = self.late(arrival, end, replicas) {
             return Admission::Late(late);
         }
-        // What comes later must not overtake.
-        self.batches[index].sealed = true;
+        if let Some(index) = open {
+            // What comes later must not overtake.
+            self.batches[index].sealed = true;
+        }
         Admission::Opens
     }
 

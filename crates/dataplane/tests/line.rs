@@ -204,7 +204,7 @@ fn a_request_that_would_be_late_is_told_by_how_much() {
     // The running batch takes one millisecond more, every batch of eight rows four.
     assert_eq!(world.admit(world.request(0, 8), ONE_BUSY), Ok(0));
     assert_eq!(world.admit(world.request(0, 8), ONE_BUSY), Ok(1), "1 + 4 + 4 + slack is in time");
-    assert_eq!(world.admit(world.request(0, 1), ONE_BUSY), Err(2 * MS), "1 + 4 + 4 + 2 + slack is not");
+    assert_eq!(world.admit(world.request(0, 1), ONE_BUSY), Err(4 * MS), "1 + 4 + 4 + another 4 is not");
     let two = Replicas { ready: 2, ..ONE_BUSY };
     assert_eq!(world.admit(world.request(0, 1), two), Ok(2), "another replica helps");
     let urgent = Arrival { rank: 1, ..world.request(0, 8) };
