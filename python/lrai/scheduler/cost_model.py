@@ -6,7 +6,7 @@ line by more than their noise, they win: the prediction is then a table.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import hypot, log2, sqrt
+from math import exp2, hypot, log2, sqrt
 from typing import Any, Final
 
 from lrai.scheduler.knobs import ServicePoint
@@ -22,6 +22,7 @@ _PRIOR_WEIGHT: Final = 0.002
 _PRIOR_NOISE: Final = 0.1
 _MISFIT: Final = 0.01
 _SURPRISE: Final = 0.1
+_CERTAINTY: Final = 0.7
 # Batches after which a size is known.
 _KNOWN: Final = 8.0
 # What is left of a bucket's weight after a tick.
@@ -69,8 +70,14 @@ class _Cell:
         self.new = self.new_rows = 0
         self.new_s = self.new_s2 = 0.0
 
+    def weight_at(self, now_s: float) -> float:
+        """Return the weight of what was seen a while ago."""
+        age_s = now_s - self.seen_s
+        return self.weight * max(exp2(-age_s / _HALF_LIFE_S), _LEAST_WEIGHT)
+
     def scale(self, factor: float) -> None:
-        """Take all batches as if they had taken `factor` times as long."""
+        """Take all batches as if they had taken `factor` times as long, with less certainty."""
+        self.weight *= _CERTAINTY
         self.mean_s *= factor
         self.typical_s *= factor
         self.variance_s2 *= factor * factor
@@ -106,8 +113,7 @@ class _Curve:
         aa, ab, bb, ya, yb = prior, 0.0, prior, _PRIOR * prior * single_s, _PRIOR * prior * single_s
         noise, total = _PRIOR_NOISE**2, 1.0
         for cell in cells:
-            age_s = now_s - cell.seen_s
-            weight = cell.weight * max(0.5 ** (age_s / _HALF_LIFE_S), _LEAST_WEIGHT)
+            weight = cell.weight_at(now_s)
             over = 1 / cell.typical_s
             aa += weight * over * over
             ab += weight * over * over * cell.rows
@@ -126,7 +132,7 @@ class _Curve:
         self.noise = sqrt(noise / total)
         square = self.noise**2 / det
         self.doubt = (bb * square, -ab * square, aa * square)
-        self._knots = [(cell.rows, self._misfit(cell)) for cell in cells]
+        self._knots = [(cell.rows, self._misfit(cell, now_s)) for cell in cells]
         self.table_s = self._table_s(max_rows)
 
     def _table_s(self, max_rows: int) -> list[float]:
@@ -141,15 +147,15 @@ class _Curve:
             table_s.append((self.alpha_s + self.beta_s * rows) * (1 + misfit))
         return table_s
 
-    def _misfit(self, cell: _Cell) -> float:
+    def _misfit(self, cell: _Cell, now_s: float) -> float:
         """How far the cell is from the line, as a ratio, without what may be its noise."""
         ratio = cell.typical_s / (self.alpha_s + self.beta_s * cell.rows) - 1
-        doubt = _MISFIT**2 + 2 * self.noise**2 / cell.weight
+        doubt = _MISFIT**2 + 2 * self.noise**2 / cell.weight_at(now_s)
         return ratio * ratio * ratio / (ratio * ratio + doubt)
 
     def add(self, samples: Sequence[ServiceSample], now_s: float) -> bool:
         """Lay batches aside; return whether they are new or unlike others of their size."""
-        took_s = expected_s = chance_s2 = 0.0
+        took_s = expected_s = chance_s2 = known = 0.0
         touched, cells = [], self.cells
         for sample in samples:
             cell = cells.get(_cell_of(sample.rows))
@@ -160,11 +166,13 @@ class _Curve:
                 batches, mean_s = sample.batches, sample.sum_s / sample.batches
                 spread_s2 = max(0.0, sample.sum_squares_s2 / batches - mean_s * mean_s)
                 usual_s = cell.typical_s
+                known += batches
                 took_s += batches * _typical(mean_s, spread_s2)
                 expected_s += batches * usual_s
                 chance_s2 += batches * usual_s * usual_s
         chance_s = 3 * self.noise * sqrt(chance_s2)
-        is_odd = abs(took_s - expected_s) > _SURPRISE * expected_s + chance_s
+        gap_s = abs(took_s - expected_s)
+        is_odd = known >= _KNOWN and gap_s > _SURPRISE * expected_s + chance_s
         if is_odd:
             # Whatever slowed or sped these batches did the same to those that were not run.
             for one in cells.values():

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from lrai.scheduler.arrival_model import ArrivalModel
@@ -18,6 +19,9 @@ _SURE: Final = 3.0
 _LEAST_SLACK: Final = 0.02
 _MOST_SLACK: Final = 0.2
 _MOST_NOISE: Final = 0.25
+# A batch may take two thirds of the goal where half of it would cost a quarter of the capacity.
+_ALONE: Final = 1.5
+_DEAR: Final = 1.25
 _NEWS: Final = 0.1
 _REPLAN_S: Final = 1.0
 _PROBE_S: Final = 60.0
@@ -53,10 +57,11 @@ class ModelBased(Policy):
         if not self.service.edges:
             return self._knobs
         self._watch_lateness(seen)
-        if seen.refused_late and not seen.service:
-            # Nothing ran because everything was refused: only a try can tell whether that is right.
+        is_idle = not (seen.service or seen.pending or seen.requests)
+        if seen.refused_late and is_idle and self._knobs.goal_s:
+            # Everything was refused: only a try can tell whether that is right.
             self._planned_s = float("-inf")
-            return Knobs(cap=self._cap)
+            return replace(self._knobs, slack_s=0.0, service=())
         if is_surprised or seen.now_s - self._planned_s >= _REPLAN_S or self._has_news():
             self._replan(seen)
         return self._knobs
@@ -176,16 +181,25 @@ class ModelBased(Policy):
 def _cap(table_s: list[float], doubt_s: float) -> int:
     """Return the fewest rows whose time per row is about as good as that of any batch.
 
-    What may be fixed for all that is known counts as fixed: batches are made smaller on evidence.
+    Powers of two up to a quarter of all rows, else all. What may be fixed for all that is known
+    counts as fixed: batches are made smaller on evidence.
     """
     best_s = min((time_s + doubt_s) / rows for rows, time_s in enumerate(table_s) if rows)
-    return next(
-        rows
-        for rows, time_s in enumerate(table_s)
-        if rows and time_s + doubt_s <= (1 + _WORTH) * rows * best_s
-    )
+    rows, most = 1, len(table_s) - 1
+    while 4 * rows <= most:
+        if table_s[rows] + doubt_s <= (1 + _WORTH) * rows * best_s:
+            return rows
+        rows *= 2
+    return most
 
 
 def _within(table_s: list[float], cap: int, goal_s: float) -> int:
-    """Return the most rows of which two batches, one after the other, keep the goal; at least 1."""
-    return max((rows for rows in range(1, cap + 1) if 2 * table_s[rows] <= goal_s), default=1)
+    """Return the most rows of which two batches, one after the other, keep the goal.
+
+    Where that would cost much capacity, batches may take most of the goal; at least 1.
+    """
+    two, one = (
+        max((rows for rows in range(1, cap + 1) if share * table_s[rows] <= goal_s), default=1)
+        for share in (2.0, _ALONE)
+    )
+    return one if table_s[two] * one > _DEAR * table_s[one] * two else two

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -74,12 +75,26 @@ def test_goal_below_the_service_time_is_not_enforced() -> None:
     assert "more than the goal" in policy.why()
 
 
-def test_opens_when_everything_is_refused() -> None:
+def test_tries_when_everything_is_refused_and_nothing_runs() -> None:
     policy = taught(Target(0.001, 32), *MLP)
-    assert knobs_of(policy).goal_s
-    assert policy.decide(seen(3.1, rows=0, refused_late=50)).goal_s == 0.0
-    knobs = policy.decide(seen(3.2, rows=500, service=samples({1: 93e-6}, 5), refused_late=50))
-    assert knobs.goal_s
+    assert knobs_of(policy).service
+    refusing = seen(3.1, rows=0, refused_late=50)
+    knobs = policy.decide(refusing)
+    assert (knobs.goal_s, knobs.service) == (0.001, ())
+    busy = replace(refusing, now_s=3.2, pending=20)
+    assert policy.decide(busy).service, "a long batch runs, and is no reason to let others wait"
+
+
+def test_small_batches_are_no_way_out_of_a_goal_that_fixed_costs_eat() -> None:
+    policy = taught(Target(0.2, 64), 50e-3, 2e-3, rate=500)
+    knobs = knobs_of(policy, rate=500)
+    assert knobs.cap > 25
+    assert policy.service.predict(knobs.cap)[0] <= 0.14
+
+
+def test_cap_stays_open_where_larger_batches_always_pay() -> None:
+    policy = taught(Target(None, 64), 112e-6, 0.2e-6)
+    assert {knobs_of(policy, now_s=3 + tick / 10).cap for tick in range(100)} == {64}
 
 
 def test_keeps_a_margin_while_answers_are_late() -> None:
