@@ -78,13 +78,11 @@ def main() -> int:
             missed += 1
             continue
         write(options.results, section, where)
-        missed += sum(not goal.holds for goal in section.goals)
+        missed += sum(goal.holds is False for goal in section.goals)
         print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
         for goal in section.goals:
-            print(
-                f"  {'holds ' if goal.holds else 'MISSED'}  {goal.text}: {goal.measured}",
-                flush=True,
-            )
+            word = {True: "holds ", False: "MISSED", None: "void  "}[goal.holds]
+            print(f"  {word}  {goal.text}: {goal.measured}", flush=True)
     return 1 if missed else 0
 
 

@@ -76,7 +76,7 @@ class Server:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self._supervisor.stop()
-            self._scheduler.close()
+            self._close_scheduler()
             loop.remove_reader(self._gateway.event_fd)
             self._gateway.stop()
         _log.info("stopped", "the server has stopped")
@@ -133,6 +133,12 @@ class Server:
             except Exception as error:  # noqa: BLE001, watching must go on
                 _log.error("check_failed", repr(error))
             await asyncio.sleep(_TICK_S if windows else _IDLE_TICK_S)
+
+    def _close_scheduler(self) -> None:
+        try:
+            self._scheduler.close()
+        except Exception as error:  # noqa: BLE001, a full disk keeps nobody from leaving
+            _log.error("state_lost", f"what the scheduler learnt could not be kept: {error}")
 
     def _notice(self, notice: Notice) -> None:
         """Say what the scheduler has noticed."""

@@ -133,3 +133,11 @@ def test_every_default_is_a_value_that_its_own_kind_reads() -> None:
             assert setting.read(
                 text.lower() if setting.default in (True, False) else text, "x"
             ) == (setting.default)
+
+
+def test_duration_may_carry_its_unit_in_the_name() -> None:
+    tables = {"scheduler": {"latency_goal_ms": 2.5}}
+    settings = overlay(Settings(), tables, Path("lrai.toml"), "scheduler")
+    assert settings.scheduler.latency_goal_s == pytest.approx(0.0025)
+    with pytest.raises(ConfigError, match="cpu_cost_ms"):
+        overlay(Settings(), {"scheduler": {"cpu_cost_ms": 1}}, Path("lrai.toml"), "scheduler")

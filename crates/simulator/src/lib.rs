@@ -7,7 +7,7 @@ mod tally;
 use std::time::{Duration, Instant};
 
 use lrai_dataplane::knobs::Knobs;
-use lrai_dataplane::line::{self, LOWEST, Leaving, Line, Replicas, Waiting};
+use lrai_dataplane::line::{self, Admission, LOWEST, Leaving, Line, Replicas, Waiting};
 use serde::Deserialize;
 
 use crate::service::Random;
@@ -175,14 +175,15 @@ impl Simulator {
             now,
             deadline: self.knobs.deadline(now, Duration::ZERO, None),
         };
-        let joins = self.line.joinable(&arrival, &self.knobs, |batch| batch.padded == padded, |_| true);
-        if self.line.lateness(&arrival, joins, &self.knobs, self.replicas()).is_some() {
-            return self.tally.refused(at_ns);
-        }
+        let (replicas, is_alike) = (self.replicas(), |batch: &Batch| batch.padded == padded);
+        let index = match self.line.admit(&arrival, &self.knobs, replicas, is_alike, |_| true) {
+            Admission::Joins(index) => index,
+            Admission::Opens => {
+                self.line.open(&arrival, self.config.max_rows, Batch { padded, entries: Vec::new() })
+            }
+            Admission::Late(_) => return self.tally.refused(at_ns),
+        };
         self.tally.admitted(rows, length, now);
-        let index = joins.unwrap_or_else(|| {
-            self.line.open(&arrival, self.config.max_rows, Batch { padded, entries: Vec::new() })
-        });
         let waiting = self.line.add(index, &arrival, &self.knobs);
         waiting.payload.entries.push(Entry { at_ns, rows, deadline: arrival.deadline });
     }

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use lrai_dataplane::stats::{Arrivals, Closed, latency_bounds_us};
+use lrai_dataplane::faces::observation::latency_bounds_us;
+use lrai_dataplane::stats::{Arrivals, Closed};
 use serde::Serialize;
 
 use crate::Config;

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from lrai.config import Settings, overlay, read_toml
 from lrai.errors import ConfigError, LraiError, ModelNotFoundError, RepositoryError
+from lrai.registry.guard import guard_places
 from lrai.registry.triton_config import TritonConfig, read_triton_config
 
 ParseConfig = Callable[[str], str]
@@ -243,8 +244,8 @@ def _onnx_file(path: Path) -> Path:
 
 
 def _version(version: str, path: Path, parts: tuple[Path, ...]) -> VersionSource:
-    files = [file for part in parts for file in _files_of(part)]
-    stats = [(str(file), file.stat()) for file in files]
+    files = {file for part in (*parts, *guard_places(path)) for file in _files_of(part)}
+    stats = [(str(file), file.stat()) for file in sorted(files)]
     marks = tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
     return VersionSource(version=version, path=path, fingerprint=marks)
 

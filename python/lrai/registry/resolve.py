@@ -64,7 +64,10 @@ def model_settings(source: ModelSource, cpus: int) -> tuple[ModelConfig, KnobsCo
 
 def _default_threads(source: ModelSource, share: int) -> int:
     """One for a model that computes less in a batch than waking a second thread costs."""
-    sizes = [sum(size for _, _, size in one.fingerprint) for one in source.versions]
+    sizes = [
+        sum(size for name, _, size in one.fingerprint if not name.endswith(".json"))
+        for one in source.versions
+    ]
     is_tiny = source.backend == "onnxruntime" and max(sizes, default=0) < _TINY_BYTES
     return 1 if is_tiny else max(1, share)
 

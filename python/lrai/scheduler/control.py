@@ -2,17 +2,17 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from lrai.config import SchedulerConfig
-from lrai.scheduler.history import Digest, History, Record, has_slowed
+from lrai.scheduler.history import Digest, History, has_slowed, in_ms
 from lrai.scheduler.knobs import Knobs
 from lrai.scheduler.model_based import ModelBased
 from lrai.scheduler.observation import Counters, Window, observe
 from lrai.scheduler.policies import POLICIES
 from lrai.scheduler.policy import Policy, Target
-from lrai.scheduler.static import Static
+from lrai.scheduler.static import Greedy, Static
 from lrai.scheduler.store import Store
 
 _SAVE_S: Final = 60.0
@@ -38,7 +38,7 @@ class Notice:
     """Something that a person, or another part of the server, may want to act on."""
 
     kind: str
-    """latency_alert, latency_back, goal_unreachable or retune."""
+    """latency_alert, latency_back, goal_unreachable, retune, learnt_ignored or policy_failed."""
     subject: Subject
     message: str
     fields: dict[str, object] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Controller:
         self.subject, self.policy, self.config = subject, policy, config
         self.history = History()
         self.digests = deque(digests, _KEPT_DIGESTS)
-        self.knobs = policy.first()
+        self.knobs = self._wanted = policy.first()
         self.notices: list[Notice] = []
         """To be taken by the scheduler after each tick, with the days that have `ended`."""
         self.ended: list[Digest] = []
@@ -67,12 +67,18 @@ class Controller:
             self._counters = replace(self._counters, now_s=since_s)
         seen, self._counters = observe(window, self._counters, now_s)
         wanted = self.policy.decide(seen)
-        is_new = not _is_same(wanted, self.knobs)
+        is_new = wanted is not self._wanted and not _is_same(wanted, self.knobs)
+        self._wanted = wanted
         if is_new:
             self.knobs = wanted
         if self.history.add(seen, self._counters, self.knobs, is_new):
             self._look(seen.bounds_us, day)
         return self.knobs if is_new else None
+
+    def retreat(self, error: Exception) -> None:
+        """Go on greedily after a failure, and say so."""
+        self.policy = Greedy(self.policy.target)
+        self._notice("policy_failed", f"its knobs are no longer tuned: {error!r}")
 
     def _look(self, bounds_us: tuple[int, ...], day: int) -> None:
         """Once a second: is the goal kept, can it be, has a day ended?"""
@@ -107,12 +113,12 @@ class Controller:
             "version": self.subject.version,
             "policy": self.policy.name,
             "why": self.policy.why(),
-            "latency_goal_ms": _ms(goal_s),
-            "p99_ms": _ms(history.p99_s),
+            "latency_goal_ms": in_ms(goal_s),
+            "p99_ms": in_ms(history.p99_s),
             "requests_in_10_s": history.requests,
             "idle_s": round(now_s - self._counters.now_s, 1) if history.requests else None,
-            "knobs": _plain_knobs(self.knobs),
-            "seen": [_plain_record(one) for one in list(history.records)[-_SHOWN_RECORDS:]],
+            "knobs": _plain(self.knobs),
+            "seen": [one._asdict() for one in list(history.records)[-_SHOWN_RECORDS:]],
             "days": [one._asdict() for one in self.digests],
         }
 
@@ -145,11 +151,25 @@ class Scheduler:
         digests: list[Digest] = []
         if self._store:
             digests = self._store.digests(subject.name, subject.version, _KEPT_DIGESTS)
-            if plain := self._store.learnt(subject.name, subject.version, policy.name):
-                policy.from_plain(plain)
+            policy = self._taught(policy, subject)
         controller = Controller(subject, policy, config, digests)
         self._set_knobs(key, controller.knobs.to_json())
         self._controllers[key] = controller
+
+    def _taught(self, policy: Policy, subject: Subject) -> Policy:
+        """Return the policy with what was kept of it; without, where that is of another form."""
+        plain = (
+            self._store.learnt(subject.name, subject.version, policy.name) if self._store else {}
+        )
+        try:
+            if plain:
+                policy.from_plain(plain)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            self._tell(
+                Notice("learnt_ignored", subject, f"what was learnt is unreadable: {error!r}")
+            )
+            return type(policy)(policy.target)
+        return policy
 
     def remove(self, key: int) -> None:
         """Forget a model; what was learnt of it is kept."""
@@ -163,9 +183,12 @@ class Scheduler:
             controller = self._controllers.get(window.key)
             if controller is None:
                 continue
-            knobs = controller.tick(window, self._ticked_s, now_s, day)
-            if knobs is not None:
-                self._set_knobs(window.key, knobs.to_json())
+            try:
+                knobs = controller.tick(window, self._ticked_s, now_s, day)
+                if knobs is not None:
+                    self._set_knobs(window.key, knobs.to_json())
+            except Exception as error:  # noqa: BLE001, one model's policy fails alone
+                controller.retreat(error)
             self._touched.add(window.key)
             if controller.notices or controller.ended:
                 self._spread(controller)
@@ -214,8 +237,6 @@ class Scheduler:
 
 
 def _is_same(one: Knobs, other: Knobs) -> bool:
-    if one is other:
-        return True
     if replace(one, tau_s=0, slack_s=0, service=()) != replace(
         other, tau_s=0, slack_s=0, service=()
     ):
@@ -231,31 +252,14 @@ def _against(p99_s: float, goal_s: float) -> str:
     return f"p99 over 10 s is {p99_s * 1e3:.3g} ms against a goal of {goal_s * 1e3:g} ms"
 
 
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1e3, 3)
-
-
-def _plain_knobs(knobs: Knobs) -> dict[str, Any]:
-    plain = asdict(replace(knobs, service=()))
-    del plain["service"]
+def _plain(knobs: Knobs) -> dict[str, Any]:
     return {
-        (f"{name.removesuffix('_s')}_ms" if name.endswith("_s") else name): (
-            _ms(value) if name.endswith("_s") else value
-        )
-        for name, value in plain.items()
-    }
-
-
-def _plain_record(record: Record) -> dict[str, Any]:
-    return {
-        "at_s": round(record.now_s, 1),
-        "requests_per_s": round(record.requests_per_s, 1),
-        "p99_ms": _ms(record.p99_s),
-        "queue_age_ms": _ms(record.queue_age_s),
-        "busy": round(record.busy, 3),
-        "late": record.late,
-        "refused_late": record.refused_late,
-        "k": record.knobs.k,
-        "cap": record.knobs.cap,
-        "tau_ms": _ms(record.knobs.tau_s),
+        "k": knobs.k,
+        "cap": knobs.cap,
+        "tau_ms": in_ms(knobs.tau_s),
+        "slack_ms": in_ms(knobs.slack_s),
+        "work_conserving": knobs.work_conserving,
+        "goal_ms": in_ms(knobs.goal_s),
+        "edges": knobs.edges,
+        "token_budget": knobs.token_budget,
     }

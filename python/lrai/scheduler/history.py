@@ -16,18 +16,20 @@ _MOST_RECORDS: Final = 720
 
 
 class Record(NamedTuple):
-    """What was seen in some seconds, and the knobs at their end."""
+    """What was seen in some seconds, and the knobs at their end, as `lrai models why` shows it."""
 
-    now_s: float
+    at_s: float
     requests_per_s: float
-    p99_s: float | None
+    p99_ms: float | None
     """Over the last 10 s."""
-    queue_age_s: float
+    queue_age_ms: float
     busy: float
     """Busy replicas."""
     late: int
     refused_late: int
-    knobs: Knobs
+    k: int
+    cap: int
+    tau_ms: float
 
 
 class Digest(NamedTuple):
@@ -82,17 +84,19 @@ class History:
         since = self._since
         if since.now_s:
             record = Record(
-                counters.now_s,
-                (counters.requests - since.requests) / span_s,
-                self.p99_s,
-                self._queue_age_s,
-                (counters.busy_ns - since.busy_ns) * 1e-9 / span_s,
+                round(counters.now_s, 1),
+                round((counters.requests - since.requests) / span_s, 1),
+                in_ms(self.p99_s),
+                round(self._queue_age_s * 1e3, 3),
+                round((counters.busy_ns - since.busy_ns) * 1e-9 / span_s, 3),
                 counters.late - since.late,
                 counters.refused_late - since.refused_late,
-                knobs,
+                knobs.k,
+                knobs.cap,
+                round(knobs.tau_s * 1e3, 3),
             )
             self.records.append(record)
-            while self.records[0].now_s < counters.now_s - _KEPT_S:
+            while self.records[0].at_s < counters.now_s - _KEPT_S:
                 self.records.popleft()
         self._since, self._queue_age_s = counters, 0.0
 
@@ -118,6 +122,11 @@ def has_slowed(digests: Sequence[Digest], days: int, rise: float) -> bool:
         return False
     before, *since = digests[-days - 1 :]
     return all(one.p99_s >= (1 + rise) * before.p99_s for one in since)
+
+
+def in_ms(seconds: float | None) -> float | None:
+    """Return milliseconds with three digits, None for None."""
+    return None if seconds is None else round(seconds * 1e3, 3)
 
 
 def _less(now: tuple[int, ...], before: tuple[int, ...]) -> tuple[int, ...]:

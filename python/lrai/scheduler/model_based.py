@@ -1,6 +1,8 @@
 """The default policy: a learnt model of service and arrivals, and the cheapest knobs under it."""
 
+from bisect import bisect_left
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from lrai.scheduler.arrival_model import ArrivalModel
@@ -16,6 +18,10 @@ _WORTH: Final = 0.03
 _SURE: Final = 3.0
 _LEAST_SLACK: Final = 0.02
 _MOST_SLACK: Final = 0.2
+_MOST_NOISE: Final = 0.25
+# A batch may take two thirds of the goal where half of it would cost a quarter of the capacity.
+_ALONE: Final = 1.5
+_DEAR: Final = 1.25
 _NEWS: Final = 0.1
 _REPLAN_S: Final = 1.0
 _PROBE_S: Final = 60.0
@@ -51,10 +57,11 @@ class ModelBased(Policy):
         if not self.service.edges:
             return self._knobs
         self._watch_lateness(seen)
-        if seen.refused_late and not seen.service:
-            # Nothing ran because everything was refused: only a try can tell whether that is right.
+        is_idle = not (seen.service or seen.pending or seen.requests)
+        if seen.refused_late and is_idle and self._knobs.goal_s:
+            # Everything was refused: only a try can tell whether that is right.
             self._planned_s = float("-inf")
-            return Knobs(cap=self._cap)
+            return replace(self._knobs, slack_s=0.0, service=())
         if is_surprised or seen.now_s - self._planned_s >= _REPLAN_S or self._has_news():
             self._replan(seen)
         return self._knobs
@@ -82,9 +89,9 @@ class ModelBased(Policy):
     def _replan(self, seen: Observation) -> None:
         self._planned_s, self._planned_for = seen.now_s, self._load()
         self.service.fit(seen.now_s)
-        edge = self.service.edges[-1]
+        edge, share = self.service.busiest()
         table_s = self.service.table_s(edge)
-        self._cap = _cap(table_s)
+        self._cap = _cap(table_s, self.service.doubt_s(edge))
         cap = self._cap
         if self._probed_s == float("-inf"):
             self._probed_s = seen.now_s
@@ -102,9 +109,12 @@ class ModelBased(Policy):
         group, noise = self.arrivals.rows_per_request, self.service.noise(edge)
         # Not for sizes that are uncertain because they were never seen: then they never would be.
         noise_s = min(_SURE * noise * table_s[cap], _MOST_SLACK * goal_s)
-        slack_s = noise_s + (_LEAST_SLACK + self.margin) * goal_s
-        load = Load(self.arrivals.rates(), group, table_s, noise, max(1, seen.replicas))
-        self.longest_s = max(0.0, goal_s - table_s[min(cap, max(1, round(group)))] - slack_s)
+        slack_s = noise_s + _LEAST_SLACK * goal_s
+        rates = [(weight, share * rate) for weight, rate in self.arrivals.rates()]
+        load = Load(rates, group, table_s, min(noise, _MOST_NOISE), max(1, seen.replicas))
+        lone_s = table_s[min(cap, max(1, round(group)))]
+        # The margin shortens waiting only: requests are not refused for what others made late.
+        self.longest_s = max(0.0, (1 - self.margin) * goal_s - lone_s - slack_s)
         most = max(1, int(cap / group))
         self.plan = choose(load, goal_s, self.longest_s, most, self.target.cpu_cost)
         self._knobs = Knobs(
@@ -121,12 +131,7 @@ class ModelBased(Policy):
         """Keep more of the goal free while more answers are late than the plan can explain."""
         if self.target.goal_s is None or not seen.requests:
             return
-        goal_us = self.target.goal_s * 1e6
-        late = sum(
-            count
-            for count, bound in zip(seen.latency[1:], seen.bounds_us, strict=False)
-            if bound >= goal_us
-        )
+        late = sum(seen.latency[bisect_left(seen.bounds_us, self.target.goal_s * 1e6) + 1 :])
         share = seen.requests / (seen.requests + 1000)
         self._late += share * (late / seen.requests - self._late)
         if self._late > _MOST_LATE:
@@ -138,7 +143,7 @@ class ModelBased(Policy):
         """Say what was learnt and what follows from it."""
         if not self.service.edges:
             return "nothing has been served yet, so a batch leaves as soon as a replica is free"
-        alpha_s, beta_s = self.service.line(self.service.edges[-1])
+        alpha_s, beta_s = self.service.line(self.service.busiest()[0])
         learnt = f"a batch takes {alpha_s * 1e3:.3g} ms and {beta_s * 1e3:.3g} ms per row"
         most = f"with at most {self._cap} rows"
         if self._cap == 1:
@@ -173,16 +178,28 @@ class ModelBased(Policy):
         self.margin = float(plain["margin"])
 
 
-def _cap(table_s: list[float]) -> int:
-    """Return the fewest rows whose time per row is about as good as that of any batch."""
-    best_s = min(time_s / rows for rows, time_s in enumerate(table_s) if rows)
-    return next(
-        rows
-        for rows, time_s in enumerate(table_s)
-        if rows and time_s <= (1 + _WORTH) * rows * best_s
-    )
+def _cap(table_s: list[float], doubt_s: float) -> int:
+    """Return the fewest rows whose time per row is about as good as that of any batch.
+
+    Powers of two up to a quarter of all rows, else all. What may be fixed for all that is known
+    counts as fixed: batches are made smaller on evidence.
+    """
+    best_s = min((time_s + doubt_s) / rows for rows, time_s in enumerate(table_s) if rows)
+    rows, most = 1, len(table_s) - 1
+    while 4 * rows <= most:
+        if table_s[rows] + doubt_s <= (1 + _WORTH) * rows * best_s:
+            return rows
+        rows *= 2
+    return most
 
 
 def _within(table_s: list[float], cap: int, goal_s: float) -> int:
-    """Return the most rows of which two batches, one after the other, keep the goal; at least 1."""
-    return max((rows for rows in range(1, cap + 1) if 2 * table_s[rows] <= goal_s), default=1)
+    """Return the most rows of which two batches, one after the other, keep the goal.
+
+    Where that would cost much capacity, batches may take most of the goal; at least 1.
+    """
+    two, one = (
+        max((rows for rows in range(1, cap + 1) if share * table_s[rows] <= goal_s), default=1)
+        for share in (2.0, _ALONE)
+    )
+    return one if table_s[two] * one > _DEAR * table_s[one] * two else two

@@ -15,11 +15,11 @@ from typing import Final, NamedTuple
 # A mean latency of one goal costs a fifth of a busy processor, each missed goal in 20 a whole one.
 LATENCY_COST: Final = 0.2
 MISS_COST: Final = 20.0
-_AGES: Final = (1.0, 0.6, 0.3)
+_AGES: Final = (1.0, 0.5)
 _NEGLIGIBLE: Final = 1e-4
 _ROUNDS: Final = 3
 # A search along k ends where the cost is so much above the least.
-_HOPELESS: Final = 1.15
+_HOPELESS: Final = 1.05
 # Batches that take much longer than usual are rare, but not as rare as noise would have them.
 _OUTLIERS: Final = 0.08
 _SQRT_2: Final = sqrt(2)
@@ -140,7 +140,7 @@ def _along_k(load: Load, goal_s: float, tau_s: float, most: int, cpu_cost: float
     while k < most:
         k += 1
         if k == min(wanted, most):
-            wanted = k + max(1, k // 6)
+            wanted = k + max(1, k // 5)
             busy = mean_s = late = 0.0
             for share, rate, batches in runs:
                 one, weight = batches.outcome(), share * rate / total

@@ -157,7 +157,7 @@ def test_history_is_bounded() -> None:
         plane.scheduler.tick(plane.now_s, [], DAY)
         plane.run(1)
     records = controller.history.records
-    assert records[-1].now_s - records[0].now_s <= 3600
+    assert records[-1].at_s - records[0].at_s <= 3600
     assert len(records) >= 300
 
 
@@ -212,3 +212,29 @@ def test_store_in_an_impossible_place_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be used"):
         Store(tmp_path / "file" / "state")
+
+
+def test_a_policy_that_fails_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    plane = Plane(latency_goal_s=0.001)
+    plane.scheduler.add(1, MLP, plane.config)
+    plane.run(30)
+    assert plane.knobs[1]["goal_us"]
+
+    def fail(_seen: object) -> Knobs:
+        raise ArithmeticError("division by zero")
+
+    monkeypatch.setattr(plane.scheduler._controllers[1].policy, "decide", fail)
+    plane.run(5)
+    assert plane.kinds() == ["policy_failed"]
+    assert plane.knobs[1]["work_conserving"]
+    assert plane.scheduler.why("mlp")["policy"] == "greedy"  # type: ignore[index]
+
+
+def test_what_cannot_be_read_is_not_learnt(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.keep("mlp", "1", "model-based", {"service": {"0": {"1": [1, 2]}}})
+    plane = Plane(store, latency_goal_s=0.001)
+    plane.scheduler.add(1, MLP, plane.config)
+    assert plane.kinds() == ["learnt_ignored"]
+    plane.run(30)
+    assert plane.knobs[1]["goal_us"]

@@ -96,3 +96,15 @@ def test_nonsense_is_not_learnt() -> None:
     model = ServiceModel(8)
     assert not model.update(samples({1: 0.0}, 3), 0.0)
     assert model.edges == []
+
+
+def test_busiest_bucket_is_where_the_time_goes() -> None:
+    model = ServiceModel(8)
+    model.update(samples({4: 1e-3}, 30, edge=64) + samples({2: 9e-3}, 10, edge=256), 0.0)
+    edge, share = model.busiest()
+    assert edge == 256
+    assert share == pytest.approx(20 / 140)
+    for tick in range(100):
+        model.update(samples({4: 1e-3}, 30, edge=64), tick / 10)
+    assert model.busiest()[0] == 64
+    assert model.busiest()[1] == pytest.approx(1, abs=0.01)

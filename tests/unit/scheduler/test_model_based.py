@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -59,7 +60,10 @@ def test_settles_on_single_rows_where_batches_do_not_pay(goal_s: float | None) -
 
 def test_looks_again_whether_larger_batches_pay() -> None:
     policy = taught(Target(None, 32), 10e-6, 420e-6, rate=1_000)
-    caps = [knobs_of(policy, 1_000, 3 + tick / 10).cap for tick in range(1300)]
+    single = samples({1: 430e-6}, 100)
+    caps = [
+        policy.decide(seen(3 + tick / 10, rows=100, service=single)).cap for tick in range(1300)
+    ]
     assert set(caps) == {1, 2}
     assert caps.count(2) <= 4
 
@@ -71,12 +75,26 @@ def test_goal_below_the_service_time_is_not_enforced() -> None:
     assert "more than the goal" in policy.why()
 
 
-def test_opens_when_everything_is_refused() -> None:
+def test_tries_when_everything_is_refused_and_nothing_runs() -> None:
     policy = taught(Target(0.001, 32), *MLP)
-    assert knobs_of(policy).goal_s
-    assert policy.decide(seen(3.1, rows=0, refused_late=50)).goal_s == 0.0
-    knobs = policy.decide(seen(3.2, rows=500, service=samples({1: 93e-6}, 5), refused_late=50))
-    assert knobs.goal_s
+    assert knobs_of(policy).service
+    refusing = seen(3.1, rows=0, refused_late=50)
+    knobs = policy.decide(refusing)
+    assert (knobs.goal_s, knobs.service) == (0.001, ())
+    busy = replace(refusing, now_s=3.2, pending=20)
+    assert policy.decide(busy).service, "a long batch runs, and is no reason to let others wait"
+
+
+def test_small_batches_are_no_way_out_of_a_goal_that_fixed_costs_eat() -> None:
+    policy = taught(Target(0.2, 64), 50e-3, 2e-3, rate=500)
+    knobs = knobs_of(policy, rate=500)
+    assert knobs.cap > 25
+    assert policy.service.predict(knobs.cap)[0] <= 0.14
+
+
+def test_cap_stays_open_where_larger_batches_always_pay() -> None:
+    policy = taught(Target(None, 64), 112e-6, 0.2e-6)
+    assert {knobs_of(policy, now_s=3 + tick / 10).cap for tick in range(100)} == {64}
 
 
 def test_keeps_a_margin_while_answers_are_late() -> None:
@@ -110,3 +128,21 @@ def test_sizes_that_were_never_seen_do_not_make_it_refuse() -> None:
     for tick in range(10):
         policy.decide(seen(tick / 10, rows=10, service=samples({1: 430e-6}, 10)))
     assert knobs_of(policy, rate=100).slack_s <= 0.0025
+
+
+def test_a_few_batches_that_were_held_up_change_little() -> None:
+    policy = taught(Target(0.02, 32), *MLP)
+    before = knobs_of(policy)
+    for tick in range(30):
+        held_up = samples({1: [93e-6] * 30 + [20e-3], 4: [132e-6] * 20 + [15e-3]}, 0)
+        after = policy.decide(seen(3 + tick / 10, rows=500, service=held_up))
+    assert after.cap > before.cap / 2
+    assert after.service[0].service_s < 3 * 93e-6
+
+
+def test_batches_are_made_smaller_on_evidence_only() -> None:
+    policy = ModelBased(Target(None, 32))
+    for tick in range(20):
+        once = samples({1: [400e-6, 500e-6], 2: [500e-6, 1400e-6]}, 0)
+        knobs = policy.decide(seen(tick / 10, rows=6, service=once))
+    assert knobs.cap > 2
