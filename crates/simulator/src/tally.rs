@@ -192,7 +192,7 @@ impl Tally {
         let count = latencies.len();
         let mean_us = latencies.iter().sum::<u64>() as f64 / 1e3 / count.max(1) as f64;
         let shares = [0.5, 0.9, 0.99, 0.999, 1.0];
-        let [p50_us, p90_us, p99_us, p999_us, max_us] = shares.map(|share| {
+        let quantiles = shares.map(|share| {
             let rank = ((count as f64 * share).ceil() as usize).clamp(1, count.max(1)) - 1;
             if count == 0 { 0.0 } else { *latencies.select_nth_unstable(rank).1 as f64 / 1e3 }
         });
@@ -201,11 +201,11 @@ impl Tally {
             requests: count as u64 + self.refused,
             misses: self.misses,
             mean_us,
-            p50_us,
-            p90_us,
-            p99_us,
-            p999_us,
-            max_us,
+            p50_us: quantiles[0],
+            p90_us: quantiles[1],
+            p99_us: quantiles[2],
+            p999_us: quantiles[3],
+            max_us: quantiles[4],
             busy: self.busy_ns as f64 / 1e9 / seconds.max(1e-9) / f64::from(self.counters.replicas),
             batches: self.batches,
             rows: self.rows,

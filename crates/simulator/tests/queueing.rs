@@ -24,12 +24,12 @@ fn config(alpha: f64, beta: f64) -> Config {
         goal_us: 0,
         warmup_s: 1.0,
         seed: 1,
-        service: Service { times_us: times_us.unwrap(), ..Service::default() },
+        service: Service { times_us: times_us.expect("above 0"), ..Service::default() },
     }
 }
 
 fn run(config: Config, knobs: Knobs, arrivals: Vec<Arrival>) -> Outcome {
-    let mut simulator = Simulator::new(config, arrivals).unwrap();
+    let mut simulator = Simulator::new(config, arrivals).expect("good settings");
     simulator.set_knobs(knobs);
     simulator.drain();
     simulator.outcome()

@@ -69,9 +69,11 @@ def test_misses_make_it_greedy_for_a_while():
     learner = Learner(TARGET, explores_every=10**9)
     run(learner)
     late = replace(tick(30, latency_us=2_000.0), late=100)
-    assert learner.decide(late) == Knobs(cap=learner.decide(tick(31)).cap)
-    assert learner.decide(tick(40)).goal_s == 0.0
-    assert learner.decide(tick(55)).goal_s == 0.001
+    greedy = learner.decide(late)
+    assert (greedy.k, greedy.tau_s, greedy.work_conserving) == (0, 0.0, True)
+    assert greedy.goal_s == 0.001  # what cannot be in time is still refused
+    assert learner.decide(tick(40)).work_conserving
+    assert not learner.decide(tick(55)).work_conserving
 
 
 def test_what_was_learnt_survives_as_json():
