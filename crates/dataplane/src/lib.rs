@@ -21,6 +21,7 @@ pub mod batch;
 pub mod events;
 pub mod link;
 pub mod queue;
+pub mod ragged;
 pub mod recovery;
 pub mod rule;
 pub mod slab;

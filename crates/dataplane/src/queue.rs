@@ -12,6 +12,7 @@ use crate::batch::{Batch, Entry};
 use crate::check::{Checked, PerInput};
 use crate::error::{Error, Result};
 use crate::link::Link;
+use crate::ragged::Buckets;
 use crate::recovery::Poison;
 use crate::rule::{Knobs, closes, next_check};
 use crate::slab::{Buffer, Region, Slab, Slot};
@@ -84,6 +85,7 @@ pub struct Queue {
     pub(crate) slab: Arc<Slab>,
     pub(crate) batches: VecDeque<Batch>,
     pub(crate) poison: Poison,
+    pub(crate) buckets: Buckets,
     /// Since when no replica is left, if none is.
     pub(crate) orphaned: Instant,
     bytes: u64,
@@ -109,6 +111,7 @@ impl Queue {
             slab,
             batches: VecDeque::new(),
             poison: Poison::default(),
+            buckets: Buckets::default(),
             orphaned: Instant::now(),
             bytes: 0,
             last_batch: 0,
@@ -126,7 +129,10 @@ impl Queue {
     }
 
     /// Sets rows aside, or refuses at once.
-    pub fn reserve(&mut self, checked: &Checked, now: Instant) -> Result<Reservation, Refused> {
+    pub fn reserve(&mut self, checked: &mut Checked, now: Instant) -> Result<Reservation, Refused> {
+        if let Some(ragged) = &self.spec.ragged {
+            checked.bucket = self.buckets.pad(ragged, checked, self.slab.slot_bytes);
+        }
         let bytes = checked.max_bytes.iter().map(|bytes| *bytes as u64).sum();
         if self.closing {
             let text = format!("model '{}' is being unloaded", self.spec.name);
@@ -183,14 +189,15 @@ impl Queue {
         let Some(slot) = self.slab.take() else {
             return Err((Error::unavailable("Exceeds maximum queue size"), Refusal::QueueFull));
         };
-        let Checked { rows, shapes, max_bytes, .. } = checked;
+        let Checked { rows, shapes, max_bytes, bucket, .. } = checked;
         let row_bytes = |((input, shape), bytes): ((&TensorSpec, &Option<_>), &usize)| {
             let is_string = input.datatype == DType::Bytes && shape.is_some();
             (!is_string).then(|| bytes.div_ceil((*rows).max(1) as usize))
         };
         let row_bytes: PerInput<_> =
             self.spec.inputs.iter().zip(shapes).zip(max_bytes).map(row_bytes).collect();
-        let buffer = Buffer::new(slot, &row_bytes, *rows, self.spec.max_batch_size.max(*rows));
+        let most = self.buckets.max_rows(*bucket, self.spec.max_batch_size);
+        let buffer = Buffer::new(slot, &row_bytes, *rows, most.max(*rows));
         let Some(buffer) = buffer.filter(|buffer| buffer.fits(max_bytes)) else {
             let name = &self.spec.name;
             let text = format!("the inputs take more bytes than model '{name}' accepts in one batch");
