@@ -90,6 +90,7 @@ pub struct Ticket {
     pub(crate) bucket: Option<Bucket>,
     pub(crate) batch: u64,
     pub(crate) enqueued: Instant,
+    pub(crate) deadline: Option<Instant>,
 }
 
 impl Ticket {
@@ -111,8 +112,8 @@ impl Ticket {
         };
         match outcome {
             Ok(Ok((outputs, index))) => {
-                let Self { wanted, rows, bucket, enqueued, .. } = self;
-                Ok(Answer { wanted, rows, bucket, enqueued, outputs, index })
+                let Self { wanted, rows, bucket, enqueued, deadline, .. } = self;
+                Ok(Answer { wanted, rows, bucket, enqueued, deadline, outputs, index })
             }
             // Errors of the queue were counted where they arose; only the request's id is added here.
             Ok(Err(error)) => Err(tag(&self.wanted.id, error)),
@@ -134,6 +135,7 @@ pub struct Answer {
     rows: u32,
     bucket: Option<Bucket>,
     enqueued: Instant,
+    deadline: Option<Instant>,
     outputs: Arc<Outputs>,
     index: usize,
 }
@@ -171,7 +173,9 @@ impl Answer {
     /// To be called when the answer has been encoded: counts it.
     pub fn encoded(&self) {
         let Outputs { model, sent, compute_ns, .. } = &*self.outputs;
-        let queue_ns = sent.saturating_duration_since(self.enqueued).as_nanos() as u64;
-        model.stats.answered(queue_ns, *compute_ns, self.enqueued.elapsed().as_nanos() as u64, self.rows);
+        let now = Instant::now();
+        let [queue_ns, total_ns] = [*sent, now].map(|end| (end - self.enqueued).as_nanos() as u64);
+        let is_late = self.deadline.is_some_and(|deadline| now > deadline);
+        model.stats.answered(queue_ns, *compute_ns, total_ns, self.rows, is_late);
     }
 }

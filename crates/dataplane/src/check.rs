@@ -7,7 +7,7 @@ use smallvec::{SmallVec, smallvec};
 use crate::error::{Error, Result, refuse};
 use crate::faces::parameters;
 use crate::ragged::Bucket;
-use crate::request::{Data, InferRequest, Input, Requested};
+use crate::request::{Data, InferRequest, Input, Requested, Sender};
 use crate::tensor::{DType, ModelSpec, Shape, TensorSpec, elements, split_text};
 
 /// A list with one element for each input of the model, in the order of its specification.
@@ -29,6 +29,8 @@ pub struct WantedOutput {
 pub struct Wanted {
     /// The client's name for the request; empty = none.
     pub id: String,
+    /// Who sends it.
+    pub sender: Sender,
     /// What to answer, in the order of the answer.
     pub outputs: SmallVec<[WantedOutput; 2]>,
     /// 1 = highest, 0 = the model's default.
@@ -83,7 +85,7 @@ pub fn check(spec: &ModelSpec, request: &InferRequest<'_>) -> Result<Checked> {
 }
 
 fn check_wanted(spec: &ModelSpec, request: &InferRequest<'_>) -> Result<Wanted> {
-    let mut wanted = Wanted { id: request.id.to_string(), ..Wanted::default() };
+    let mut wanted = Wanted { id: request.id.to_string(), sender: request.sender, ..Wanted::default() };
     let binary = !request.parameters.is_empty() && parameters::of_request(&request.parameters, &mut wanted)?;
     for Requested { name, parameters } in &request.outputs {
         let Some(index) = spec.outputs.iter().position(|output| output.name == *name) else {

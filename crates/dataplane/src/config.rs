@@ -1,5 +1,6 @@
 //! Every setting of the data plane; crosses the seam once, as JSON text.
 
+use http::HeaderName;
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
@@ -52,6 +53,8 @@ settings! {
     not_ready_status: u16 = 400;
     /// `none`, `explicit` or `poll`: whether clients may load and unload models.
     model_control: String = "none".into();
+    /// Header (and gRPC metadata) that names a request's tenant; empty = there are no tenants.
+    tenant_header: String = String::new();
     /// One JSON line per HTTP request on standard error.
     access_log: bool = false;
     /// What server metadata tells as version.
@@ -75,6 +78,12 @@ impl Config {
             header_timeout_ms body_timeout_ms keep_alive_timeout_ms);
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(Error::invalid(format!("{name} is 0, hint: it must be at least 1")));
+        }
+        let header = &self.tenant_header;
+        if !header.is_empty() && HeaderName::from_bytes(header.as_bytes()).is_err() {
+            return Err(Error::invalid(format!(
+                "tenant_header is '{header}', hint: use a header's name, such as x-tenant"
+            )));
         }
         if !matches!(self.not_ready_status, 400 | 503) {
             let status = self.not_ready_status;
@@ -104,6 +113,10 @@ mod tests {
         for (text, expected) in [
             (r#"{"threads":0}"#, "threads is 0, hint: it must be at least 1"),
             (r#"{"not_ready_status":404}"#, "not_ready_status is 404, hint: use 400 or 503"),
+            (
+                r#"{"tenant_header":"a b"}"#,
+                "tenant_header is 'a b', hint: use a header's name, such as x-tenant",
+            ),
             (r#"{"model_control":"all"}"#, "model_control is 'all', hint: use none, explicit or poll"),
         ] {
             assert_eq!(Config::parse(text), Err(Error::invalid(expected)));

@@ -1,12 +1,14 @@
 //! Everything that the faces share: which models exist, whether the server is ready, and the way to the control plane.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use http::{HeaderMap, HeaderValue};
 use parking_lot::RwLock;
 use tokio::runtime::Handle;
 
@@ -14,10 +16,11 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::faces::repository::Repository;
+use crate::knobs::Knobs;
 use crate::memory::Memory;
 use crate::models::Model;
 use crate::pool::Pool;
-use crate::rule::Knobs;
+use crate::request::Sender;
 use crate::tensor::ModelSpec;
 
 /// Where requests go.
@@ -44,6 +47,7 @@ pub struct Dataplane {
     pub repository: Repository,
     pub(crate) routes: RwLock<Routes>,
     runtime: OnceLock<Handle>,
+    hasher: RandomState,
     last_id: AtomicU64,
 }
 
@@ -64,6 +68,7 @@ impl Dataplane {
             ready: AtomicBool::new(false),
             routes: RwLock::default(),
             runtime: OnceLock::new(),
+            hasher: RandomState::new(),
             last_id: AtomicU64::new(0),
         }))
     }
@@ -109,6 +114,21 @@ impl Dataplane {
         let routes = self.routes.read();
         let versions = routes.by_name.get(name).map_or(&[][..], Vec::as_slice);
         versions.iter().rev().map(|model| model.spec.version.clone()).collect()
+    }
+
+    /// Which tenant's a request is, by the value of the header that names one; 0 = no header does.
+    pub fn tenant(&self, value: Option<&[u8]>) -> u64 {
+        if self.config.tenant_header.is_empty() {
+            return 0;
+        }
+        self.hasher.hash_one(value.unwrap_or_default()).max(1)
+    }
+
+    /// The tenant that the headers of a request name, and when its client leaves.
+    pub fn sender(&self, headers: &HeaderMap, deadline: Option<Instant>) -> Sender {
+        let name = self.config.tenant_header.as_str();
+        let value = (!name.is_empty()).then(|| headers.get(name)).flatten();
+        Sender { tenant: self.tenant(value.map(HeaderValue::as_bytes)), deadline }
     }
 
     /// Whether the server is ready.

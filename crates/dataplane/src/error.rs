@@ -3,6 +3,7 @@
 //! Only `status.rs` knows the HTTP and gRPC numbers behind a code.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 /// What kind of refusal this is (protocol-neutral).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,6 +36,8 @@ pub struct Error {
     pub code: Code,
     /// One sentence, without a final period; may end with ` hint: ...`.
     pub message: Cow<'static, str>,
+    /// Seconds after which it is worth another try; 0 = that is not known.
+    pub retry_after_s: u32,
 }
 
 /// The data plane's result.
@@ -53,7 +56,14 @@ impl Error {
         if message.len() > MAX_MESSAGE {
             message = message.chars().take(MAX_MESSAGE).collect();
         }
-        Self { code, message }
+        Self { code, message, retry_after_s: u32::from(code == Code::Unavailable) }
+    }
+
+    /// The same, with the time after which it is worth another try.
+    #[must_use]
+    pub fn retry_after(mut self, time: Duration) -> Self {
+        self.retry_after_s = time.as_secs_f64().ceil().max(1.0) as u32;
+        self
     }
 }
 

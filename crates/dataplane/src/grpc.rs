@@ -6,6 +6,7 @@
 //! extensions are in [`crate::faces`].
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::Uri;
@@ -26,7 +27,7 @@ use crate::proto::model_metadata_response::TensorMetadata;
 use crate::proto::{self, ModelInferRequest};
 use crate::protobuf;
 use crate::reply::{Outgoing, Reply};
-use crate::request::tag;
+use crate::request::{Sender, tag};
 use crate::tensor::TensorSpec;
 
 /// The service's full name.
@@ -41,11 +42,14 @@ pub async fn call(dataplane: &Arc<Dataplane>, mut request: Box<(Parts, Incoming)
     let answered = match deadline::of_call(&parts.headers) {
         Err(error) => Err(error),
         Ok(time) if method == "ModelStreamInfer" => stream::call(dataplane, *request, time),
-        Ok(None) => unary(dataplane, method, parts, body).await,
+        Ok(None) => unary(dataplane, method, parts, body, None).await,
         // Boxed, as every rare way: the future of an inference is moved about, and shall be small.
-        Ok(Some(time)) => Box::pin(timeout(time, unary(dataplane, method, parts, body)))
-            .await
-            .unwrap_or_else(|_| Err(deadline::passed())),
+        Ok(Some(time)) => {
+            let end = Instant::now().checked_add(time);
+            Box::pin(timeout(time, unary(dataplane, method, parts, body, end)))
+                .await
+                .unwrap_or_else(|_| Err(deadline::passed()))
+        }
     };
     answered.unwrap_or_else(framing::refusal)
 }
@@ -60,6 +64,7 @@ async fn unary(
     method: &str,
     parts: &Parts,
     body: &mut Incoming,
+    deadline: Option<Instant>,
 ) -> Result<Reply> {
     let (coding, back) = Coding::of_call(&parts.headers)?;
     let mut data = Reader::new(dataplane).all(body).await?;
@@ -74,7 +79,7 @@ async fn unary(
             protobuf::write(answer, false, &mut buffer)?;
             framing::finish(buffer, back)
         };
-        infer(dataplane, message, encode).await?
+        infer(dataplane, dataplane.sender(&parts.headers, deadline), message, encode).await?
     } else {
         framing::finish(Box::pin(core(dataplane, method, message)).await?, back)?
     };
@@ -84,6 +89,7 @@ async fn unary(
 /// One inference: decodes the message, then goes the way of all faces. Not `async`, so that nothing is kept twice.
 pub fn infer(
     dataplane: &Arc<Dataplane>,
+    sender: Sender,
     message: Message,
     encode: impl FnOnce(&Answer) -> Result<Vec<u8>> + Send + 'static,
 ) -> impl Future<Output = Result<Vec<u8>>> {
@@ -96,7 +102,7 @@ pub fn infer(
         let request: ModelInferRequest = decode(message)?;
         let model = shared.model(&request.model_name, &request.model_version)?;
         let parsed = protobuf::parse(&request).map_err(|error| tag(&request.id, error));
-        inference::submit(&model, parsed)
+        inference::submit(&model, sender, parsed)
     };
     inference::infer(&dataplane.pool, (is_large, submit), |answer| answer.byte_len() > LARGE, encode)
 }

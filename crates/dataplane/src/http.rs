@@ -143,11 +143,12 @@ async fn infer(
     let model = dataplane.model(name, version)?;
     let (message, shared) = (Message { data, coding }, Arc::clone(dataplane));
     let (head, wanted) = (headers.get(HEAD_LENGTH).cloned(), Coding::wanted(headers));
-    let is_large = message.is_large();
+    let (is_large, sender) = (message.is_large(), dataplane.sender(headers, None));
     let submit = move || {
         let plain = message.plain(&shared)?;
         inference::submit(
             &model,
+            sender,
             binary::parse(&plain, head.as_ref().map(HeaderValue::as_bytes), &model.spec),
         )
     };

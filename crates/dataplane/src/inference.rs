@@ -8,7 +8,7 @@ use crate::answer::{Answer, Ticket};
 use crate::error::{Code, Error, Result};
 use crate::models::Model;
 use crate::pool::Pool;
-use crate::request::{InferRequest, tag};
+use crate::request::{InferRequest, Sender, tag};
 use crate::stats::Refusal;
 
 /// Runs `submit`, waits for the answer, runs `encode` on it; each in the pool if what it works on is large. Dropping the
@@ -40,9 +40,9 @@ pub fn finish<T: Send + 'static>(
 }
 
 /// Puts a request into its model's queue; one that could not be understood is counted.
-pub fn submit(model: &Arc<Model>, parsed: Result<InferRequest<'_>>) -> Result<Ticket> {
+pub fn submit(model: &Arc<Model>, sender: Sender, parsed: Result<InferRequest<'_>>) -> Result<Ticket> {
     let request = parsed.inspect_err(|error| refused(model, error))?;
-    model.submit(&request)
+    model.submit(&InferRequest { sender, ..request })
 }
 
 /// Counts a request that never came as far as the queue.

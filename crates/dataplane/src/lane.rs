@@ -26,6 +26,7 @@ use crate::http::{encoded_len, target};
 use crate::inference;
 use crate::pool::LARGE;
 use crate::reply::{self, Outgoing};
+use crate::request::Sender;
 
 const MAX_HEADERS: usize = 16;
 
@@ -109,14 +110,18 @@ fn read<S: AsyncRead + Unpin, T>(
 
 /// Submits what was read, if it is one plain request and nothing else.
 fn begin(connection: &Arc<Connection>, bytes: &[u8]) -> Step {
-    let Some(Plain { path, head, body }) = plain(bytes) else { return Step::Left(bytes.to_vec()) };
+    let dataplane = &connection.gateway.dataplane;
+    let Some(Plain { path, head, tenant, body }) = plain(bytes, &dataplane.config.tenant_header) else {
+        return Step::Left(bytes.to_vec());
+    };
     let submit = || {
         let Ok(Some((name, version, "infer"))) = target(path) else { return None };
         connection.state.speak_http1();
         let busy = Busy::new(connection);
-        let model = connection.gateway.dataplane.model(&name, version);
+        let sender = Sender { tenant: dataplane.tenant(tenant), deadline: None };
+        let model = dataplane.model(&name, version);
         let submitted =
-            model.and_then(|model| inference::submit(&model, binary::parse(body, head, &model.spec)));
+            model.and_then(|model| inference::submit(&model, sender, binary::parse(body, head, &model.spec)));
         Some((submitted, busy))
     };
     match catch_unwind(AssertUnwindSafe(submit)) {
@@ -131,20 +136,23 @@ struct Plain<'a> {
     path: &'a str,
     /// The length of the JSON head, as the client states it.
     head: Option<&'a [u8]>,
+    tenant: Option<&'a [u8]>,
     body: &'a [u8],
 }
 
-fn plain(bytes: &[u8]) -> Option<Plain<'_>> {
+fn plain<'a>(bytes: &'a [u8], tenant_header: &str) -> Option<Plain<'a>> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     let Ok(httparse::Status::Complete(start)) = request.parse(bytes) else { return None };
-    let (mut len, mut head) = (None, None);
+    let (mut len, mut head, mut tenant) = (None, None, None);
     for header in request.headers.iter() {
         let is = |name: &str| header.name.eq_ignore_ascii_case(name);
         if is("content-length") && len.is_none() {
             len = Some(header.value);
         } else if is("inference-header-content-length") && head.is_none() {
             head = Some(header.value);
+        } else if is(tenant_header) {
+            tenant = tenant.or(Some(header.value));
         } else if is("connection") && header.value.eq_ignore_ascii_case(b"keep-alive") {
             // It is how HTTP/1.1 is anyway.
         } else if !["host", "content-type", "user-agent", "accept"].into_iter().any(is) {
@@ -154,7 +162,7 @@ fn plain(bytes: &[u8]) -> Option<Plain<'_>> {
     let (body, is_post) = (&bytes[start..], request.method == Some("POST"));
     let is_whole = len == Some(itoa::Buffer::new().format(body.len()).as_bytes());
     let path = request.path?;
-    (is_post && request.version == Some(1) && is_whole).then_some(Plain { path, head, body })
+    (is_post && request.version == Some(1) && is_whole).then_some(Plain { path, head, tenant, body })
 }
 
 /// Waits for an answer and writes it, head and body.

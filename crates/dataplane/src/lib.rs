@@ -19,12 +19,14 @@ pub mod typed;
 pub mod answer;
 pub mod batch;
 pub mod events;
+pub mod knobs;
+pub mod line;
 pub mod link;
 pub mod queue;
 pub mod ragged;
 pub mod recovery;
-pub mod rule;
 pub mod slab;
+pub mod tenants;
 pub mod wire;
 
 pub mod dataplane;

@@ -17,10 +17,10 @@ use crate::error::{Error, Result};
 use crate::events::{Event, Events};
 use crate::faces::guard;
 use crate::fill::fill;
+use crate::knobs::Knobs;
 use crate::link::{Link, LinkReader};
 use crate::queue::{Queue, Refused, Replica, Reservation, Running};
 use crate::request::{InferRequest, tag};
-use crate::rule::Knobs;
 use crate::slab::{Region, Slab};
 use crate::stats::{Refusal, Stats};
 use crate::tensor::{DType, ModelSpec, elements};
@@ -110,7 +110,7 @@ impl Model {
         let mut checked = check(&self.spec, request).map_err(|error| (error, Refusal::Invalid))?;
         let reservation = self.queue.lock().reserve(&mut checked, now)?;
         let Checked { rows, sources, bucket, mut wanted, .. } = checked;
-        let Reservation { batch, entry, mut regions, answer: receiver } = reservation;
+        let Reservation { batch, entry, deadline, mut regions, answer: receiver } = reservation;
         let axes = bucket.zip(self.spec.ragged.as_ref());
         let write = |(index, (source, region)): (usize, (Option<usize>, &mut Region))| match (source, axes) {
             (None, _) => Ok(0),
@@ -136,7 +136,7 @@ impl Model {
         }
         drop(queue);
         outcome?;
-        Ok(Ticket { receiver, model: Arc::clone(self), wanted, rows, bucket, batch, enqueued: now })
+        Ok(Ticket { receiver, model: Arc::clone(self), wanted, rows, bucket, batch, enqueued: now, deadline })
     }
 
     /// Whether a batch has never been dispatched.
@@ -184,10 +184,11 @@ impl Model {
                 let mut running = replica.take_running(batch)?;
                 let end = outputs.iter().map(|place| place.offset.saturating_add(place.byte_len)).max();
                 running.slot.touch(end.unwrap_or(0) as usize);
-                let rows: SmallVec<[_; 16]> = running.batch.entries.iter().map(|entry| entry.rows).collect();
+                let entries = &running.batch.payload.entries;
+                let rows: SmallVec<[_; 16]> = entries.iter().map(|entry| entry.rows).collect();
                 match divide(&self.spec, &running.slot, &outputs, &rows) {
                     Ok(Some(spans)) => {
-                        queue.forget(&running.batch.entries);
+                        queue.forget(&running.batch.payload.entries);
                         self.dispatch(&mut queue, now);
                         drop(queue);
                         self.deliver(running, outputs, spans, (compute_ns, now));
@@ -202,7 +203,7 @@ impl Model {
             }
             Reply::Failed { batch, code, message } => {
                 let batch = replica.take_running(batch)?.batch;
-                if batch.entries.len() > 1 && self.spec.retry {
+                if batch.payload.entries.len() > 1 && self.spec.retry {
                     queue.split(batch);
                 } else {
                     let errors = [Error::internal, Error::invalid, Error::unsupported];
@@ -223,10 +224,10 @@ impl Model {
         (infer_ns, now): (u64, Instant),
     ) {
         let compute_ns = now.duration_since(sent).as_nanos() as u64;
-        self.stats.batch(batch.rows, closed, infer_ns.min(compute_ns), compute_ns);
+        self.stats.batch((batch.edge, batch.rows), closed, infer_ns.min(compute_ns), compute_ns);
         let (slot, model) = (Some(slot), Arc::clone(self));
         let outputs = Arc::new(Outputs { slot, model, places, spans, sent, compute_ns });
-        for (index, entry) in batch.entries.into_iter().enumerate() {
+        for (index, entry) in batch.payload.entries.into_iter().enumerate() {
             // The client may have gone; its rows were computed for nothing.
             let _ = entry.answer.send(Ok((Arc::clone(&outputs), index)));
         }
@@ -258,23 +259,17 @@ impl Model {
         true
     }
 
-    /// Sets the knobs of the dispatch rule.
+    /// Sets the knobs.
     pub fn set_knobs(&self, knobs: Knobs) {
         let mut queue = self.queue.lock();
-        queue.knobs = knobs;
+        queue.set_knobs(knobs);
         self.dispatch(&mut queue, Instant::now());
-    }
-
-    /// Sets the buckets of a ragged model: their upper edges, and the most positions of a batch.
-    pub fn set_buckets(&self, edges: Vec<u32>, token_budget: u32) {
-        let mut queue = self.queue.lock();
-        (queue.buckets.edges, queue.buckets.token_budget) = (edges, token_budget);
     }
 
     /// The lengths of a ragged model's requests since the last call, each with its rows.
     pub fn take_lengths(&self) -> Vec<(u32, u64)> {
         let ragged = self.spec.ragged.as_ref();
-        ragged.map_or_else(Vec::new, |ragged| self.queue.lock().buckets.take_lengths(ragged))
+        ragged.map_or_else(Vec::new, |ragged| self.queue.lock().lengths.take(ragged))
     }
 
     /// Whether requests are answered now, or will be within a restart.

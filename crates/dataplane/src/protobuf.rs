@@ -47,6 +47,7 @@ pub fn parse(request: &ModelInferRequest) -> Result<InferRequest<'_>> {
         parameters: parse_parameters(&request.parameters),
         inputs: request.inputs.iter().enumerate().map(input).collect::<Result<_>>()?,
         outputs: request.outputs.iter().map(parse_requested).collect(),
+        ..InferRequest::default()
     })
 }
 

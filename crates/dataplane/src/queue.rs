@@ -1,22 +1,23 @@
-//! One model's waiting line: admission, rows into the open batch, dispatch to free replicas. Everything here runs under
-//! the model's lock and never waits. What happens when a replica fails or dies is in `recovery`.
+//! One model's queue: admission, rows into the open batch, dispatch to free replicas. Everything here runs under the
+//! model's lock and never waits. Which batch leaves is decided in `line`; what happens when a replica fails or dies is in
+//! `recovery`.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use crate::answer::Part;
-use crate::batch::{Batch, Entry};
+use crate::batch::{Batch, Entry, Requests};
 use crate::check::{Checked, PerInput};
 use crate::error::{Error, Result};
+use crate::knobs::Knobs;
+use crate::line::{Arrival, Leaving, Line, Replicas};
 use crate::link::Link;
-use crate::ragged::Buckets;
+use crate::ragged::Lengths;
 use crate::recovery::Poison;
-use crate::rule::{Knobs, closes, next_check};
 use crate::slab::{Buffer, Region, Slab, Slot};
-use crate::stats::{Closed, Refusal, Stats};
+use crate::stats::{Arrivals, Closed, Refusal, Stats};
 use crate::tensor::{DType, ModelSpec, TensorSpec};
 
 /// An error and why the request gets it.
@@ -28,6 +29,8 @@ pub struct Reservation {
     pub batch: u64,
     /// The request's place in it.
     pub entry: usize,
+    /// When the answer must be there.
+    pub deadline: Option<Instant>,
     /// Where its rows are to be written.
     pub regions: PerInput<Region>,
     /// Where the answer will arrive.
@@ -73,7 +76,7 @@ impl Replica {
 
     /// Takes the batch that it says it has run.
     pub fn take_running(&mut self, batch: u64) -> Result<Running, String> {
-        let running = self.running.take_if(|running| running.batch.id == batch);
+        let running = self.running.take_if(|running| running.batch.payload.id == batch);
         running.ok_or_else(|| format!("it answered batch {batch}, which it does not run"))
     }
 }
@@ -83,13 +86,15 @@ pub struct Queue {
     pub(crate) stats: Arc<Stats>,
     pub(crate) spec: Arc<ModelSpec>,
     pub(crate) slab: Arc<Slab>,
-    pub(crate) batches: VecDeque<Batch>,
+    pub(crate) line: Line<Requests>,
     pub(crate) poison: Poison,
-    pub(crate) buckets: Buckets,
+    pub(crate) lengths: Lengths,
     /// Since when no replica is left, if none is.
     pub(crate) orphaned: Instant,
     bytes: u64,
     last_batch: u64,
+    /// What has come so far.
+    pub(crate) arrivals: Arrivals,
     /// The actors.
     pub replicas: Vec<Replica>,
     /// The current knobs.
@@ -109,12 +114,13 @@ impl Queue {
             stats,
             spec,
             slab,
-            batches: VecDeque::new(),
+            line: Line::default(),
             poison: Poison::default(),
-            buckets: Buckets::default(),
+            lengths: Lengths::default(),
             orphaned: Instant::now(),
             bytes: 0,
             last_batch: 0,
+            arrivals: Arrivals::default(),
             replicas: Vec::new(),
             knobs: Knobs::default(),
             pending: 0,
@@ -131,82 +137,106 @@ impl Queue {
     /// Sets rows aside, or refuses at once.
     pub fn reserve(&mut self, checked: &mut Checked, now: Instant) -> Result<Reservation, Refused> {
         if let Some(ragged) = &self.spec.ragged {
-            checked.bucket = self.buckets.pad(ragged, checked, self.slab.slot_bytes);
+            let (edges, room) = (&self.knobs.edges, self.slab.slot_bytes);
+            checked.bucket = self.lengths.pad(ragged, checked, edges, room);
         }
-        let bytes = checked.max_bytes.iter().map(|bytes| *bytes as u64).sum();
+        let Checked { rows, bucket, wanted, max_bytes, .. } = &*checked;
+        let bytes = max_bytes.iter().map(|bytes| *bytes as u64).sum();
+        self.arrivals.count(*rows, now);
         if self.closing {
             let text = format!("model '{}' is being unloaded", self.spec.name);
             return Err((Error::unavailable(text), Refusal::NotReady));
         }
-        if self.check_room(bytes).is_err() {
+        let account = self.line.tenants.account(wanted.sender.tenant);
+        if self.check_room(bytes, account).is_err() {
             self.sweep();
-            self.check_room(bytes)?;
+            self.check_room(bytes, account)?;
         }
-        let index = match self.joinable(checked) {
-            Some(index) => index,
-            None => self.open(checked, now)?,
-        };
-        let batch = &mut self.batches[index];
-        let (regions, spans) = batch.buffer.append(&checked.max_bytes);
-        let (sender, answer) = oneshot::channel();
-        batch.rows += checked.rows;
+        let allowed = Duration::from_micros(wanted.timeout_us);
+        let deadline = self.knobs.deadline(now, allowed, wanted.sender.deadline);
+        let rank = self.spec.rank(wanted.priority);
+        let edge = bucket.map_or(0, |bucket| bucket.edge);
+        let arrival = Arrival { rows: *rows, edge, rank, account, now, deadline };
+        let is_alike = |other: &Requests| other.shapes == checked.shapes;
+        let joins = self.line.joinable(&arrival, &self.knobs, is_alike, |to| to.buffer.fits(max_bytes));
+        if let Some(late) = self.line.lateness(&arrival, joins, &self.knobs, self.load(now)) {
+            return Err((too_late(late), Refusal::Late));
+        }
+        let index = joins.map_or_else(|| self.open(checked, &arrival), Ok)?;
+        let batch = self.line.add(index, &arrival, &self.knobs);
         batch.writing += 1;
-        if checked.wanted.timeout_us > 0 {
-            let deadline = now.checked_add(Duration::from_micros(checked.wanted.timeout_us));
-            batch.deadline = batch.deadline.into_iter().chain(deadline).min();
-        }
-        let (entry, rows) = (batch.entries.len(), checked.rows);
-        batch.entries.push(Entry { rows, spans, ready: false, answer: sender, enqueued: now, bytes });
+        let (regions, spans) = batch.payload.buffer.append(max_bytes);
+        let (sender, answer) = oneshot::channel();
+        let (id, entry) = (batch.payload.id, batch.payload.entries.len());
+        let entered = Entry {
+            rows: *rows,
+            spans,
+            ready: false,
+            answer: sender,
+            enqueued: now,
+            deadline,
+            account,
+            bytes,
+        };
+        batch.payload.entries.push(entered);
         self.pending += 1;
         self.bytes += bytes;
         self.stats.set_pending(u64::from(self.pending));
-        Ok(Reservation { batch: batch.id, entry, regions, answer })
+        Ok(Reservation { batch: id, entry, deadline, regions, answer })
     }
 
-    fn check_room(&self, bytes: u64) -> Result<(), Refused> {
-        let most = self.spec.max_queue_bytes;
-        if self.pending >= self.spec.max_queue_requests {
+    fn check_room(&self, bytes: u64, account: u64) -> Result<(), Refused> {
+        let Self { pending, spec, .. } = self;
+        let (most, most_bytes) = (spec.max_queue_requests, spec.max_queue_bytes);
+        if *pending >= most {
             return Err((Error::unavailable("Exceeds maximum queue size"), Refusal::QueueFull));
         }
-        if self.bytes + bytes > most {
-            let text = format!("Exceeds maximum queue size of {most} bytes");
+        if self.bytes + bytes > most_bytes {
+            let text = format!("Exceeds maximum queue size of {most_bytes} bytes");
             return Err((Error::unavailable(text), Refusal::BytesFull));
+        }
+        let held = self.line.tenants.pending(account);
+        if account != 0 && held >= most - pending {
+            let text = format!("Exceeds maximum queue size: this tenant holds {held} of {most} places");
+            return Err((Error::unavailable(text), Refusal::QueueFull));
         }
         Ok(())
     }
 
-    /// The youngest batch that the request can join. When one of its kind is too full, it is sealed: order is kept.
-    fn joinable(&mut self, checked: &Checked) -> Option<usize> {
-        let is_alike = |batch: &Batch| !batch.sealed && batch.shapes == checked.shapes;
-        let index = self.batches.iter().rposition(is_alike)?;
-        let batch = &mut self.batches[index];
-        let has_room = batch.rows + checked.rows <= batch.buffer.max_rows;
-        batch.sealed = !has_room || !batch.buffer.fits(&checked.max_bytes);
-        (!batch.sealed).then_some(index)
+    /// What the replicas do.
+    fn load(&self, now: Instant) -> Replicas {
+        let mut load = Replicas::default();
+        for replica in self.replicas.iter().filter(|replica| replica.ready) {
+            load.ready += 1;
+            load.free += u32::from(replica.is_free());
+            let rest = |running: &Running| (running.sent + running.batch.service).duration_since(now);
+            load.rest += replica.running.as_ref().map_or(Duration::ZERO, rest);
+        }
+        load
     }
 
-    fn open(&mut self, checked: &Checked, now: Instant) -> Result<usize, Refused> {
+    fn open(&mut self, checked: &Checked, arrival: &Arrival) -> Result<usize, Refused> {
         let Some(slot) = self.slab.take() else {
             return Err((Error::unavailable("Exceeds maximum queue size"), Refusal::QueueFull));
         };
-        let Checked { rows, shapes, max_bytes, bucket, .. } = checked;
+        let Checked { rows, shapes, max_bytes, .. } = checked;
         let row_bytes = |((input, shape), bytes): ((&TensorSpec, &Option<_>), &usize)| {
             let is_string = input.datatype == DType::Bytes && shape.is_some();
             (!is_string).then(|| bytes.div_ceil((*rows).max(1) as usize))
         };
         let row_bytes: PerInput<_> =
             self.spec.inputs.iter().zip(shapes).zip(max_bytes).map(row_bytes).collect();
-        let most = self.buckets.max_rows(*bucket, self.spec.max_batch_size);
-        let buffer = Buffer::new(slot, &row_bytes, *rows, most.max(*rows));
+        let buffer = Buffer::new(slot, &row_bytes, *rows, self.spec.max_batch_size.max(*rows));
         let Some(buffer) = buffer.filter(|buffer| buffer.fits(max_bytes)) else {
             let name = &self.spec.name;
             let text = format!("the inputs take more bytes than model '{name}' accepts in one batch");
             return Err((Error::too_large(text), Refusal::TooLarge));
         };
-        let mut batch = Batch::new(self.take_id(), buffer, shapes.clone(), now);
-        batch.sealed = !self.spec.is_batched();
-        self.batches.push_back(batch);
-        Ok(self.batches.len() - 1)
+        // A batch of a model without a batch dimension is full with its first request.
+        let max_rows = if self.spec.is_batched() { buffer.max_rows } else { *rows };
+        let (id, shapes) = (self.take_id(), shapes.clone());
+        let requests = Requests { id, buffer, shapes, entries: Vec::new(), losses: 0 };
+        Ok(self.line.open(arrival, max_rows, requests))
     }
 
     pub(crate) fn take_id(&mut self) -> u64 {
@@ -220,30 +250,34 @@ impl Queue {
         (batch, entry): (u64, usize),
         written: Result<PerInput<usize>>,
     ) -> Result<(), Refused> {
-        let Some(batch) = self.batches.iter_mut().rfind(|candidate| candidate.id == batch) else {
+        let Some(batch) = self.line.iter_mut().rfind(|other| other.payload.id == batch) else {
             return Ok(());
         };
         batch.writing -= 1;
         let lens = written.map_err(|error| (error, Refusal::Invalid))?;
-        for (span, len) in batch.entries[entry].spans.iter_mut().zip(lens) {
+        let requests = &mut batch.payload;
+        for (span, len) in requests.entries[entry].spans.iter_mut().zip(lens) {
             span.len = len;
         }
-        self.poison.check(batch, entry, &self.spec.name)?;
-        batch.entries[entry].ready = true;
+        self.poison.check(requests, entry, &self.spec.name)?;
+        requests.entries[entry].ready = true;
         Ok(())
     }
 
-    /// Sends batches to free replicas as long as the rule says so.
+    /// Sends batches to free replicas as long as the line gives some away.
     pub fn dispatch(&mut self, now: Instant) {
         while let Some((replica, slot)) = self.free_replica() {
-            let Some((index, closed)) = self.choose(now) else { break };
-            let Some(mut batch) = self.batches.remove(index) else { break };
-            let dead = batch.remove_dead();
-            self.cancel(&dead);
-            if batch.entries.is_empty() {
+            let Some(Leaving { mut batch, closed, hopeless }) = self.line.choose(now, &self.knobs) else {
+                break;
+            };
+            let is_late = |entry: &Entry| entry.deadline.is_some_and(|end| Some(end) < hopeless);
+            let dead = batch.remove(|entry| is_dead(entry) || is_late(entry));
+            self.cancel(dead, now);
+            if batch.rows == 0 && batch.payload.entries.is_empty() {
                 continue;
             }
-            let run = batch.run(self.spec.is_batched(), slot.index);
+            batch.service = self.knobs.service.predict(batch.edge, batch.rows).unwrap_or_default();
+            let run = batch.payload.run(batch.rows, self.spec.is_batched(), slot.index);
             let replica = &mut self.replicas[replica];
             if replica.link.send(&run).is_err() {
                 replica.close();
@@ -255,7 +289,7 @@ impl Queue {
 
     /// Whether a batch has never been dispatched.
     pub fn is_waiting(&self, id: u64) -> bool {
-        self.batches.iter().any(|batch| batch.id == id && !batch.rerun)
+        self.line.iter().any(|batch| batch.payload.id == id && !batch.is_rerun())
     }
 
     /// Whether a replica waits for a batch.
@@ -264,7 +298,7 @@ impl Queue {
     }
 
     fn free_replica(&mut self) -> Option<(usize, Slot)> {
-        if self.batches.is_empty() {
+        if self.line.is_empty() {
             return None;
         }
         let index = self.replicas.iter().position(Replica::is_free)?;
@@ -273,47 +307,49 @@ impl Queue {
         Some((index, slot?))
     }
 
-    /// The oldest batch that may leave. A batch with ready rows that only waits for a writer takes no more requests.
-    fn choose(&mut self, now: Instant) -> Option<(usize, Closed)> {
-        for (index, batch) in self.batches.iter_mut().enumerate() {
-            let Some(closed) = closes(&batch.candidate(), &self.knobs, now) else { continue };
-            if batch.writing == 0 {
-                return Some((index, if batch.rerun { Closed::Split } else { closed }));
-            }
-            batch.sealed |= batch.entries.iter().any(|entry| entry.ready);
-        }
-        None
-    }
-
-    /// When `dispatch` must be called again if nothing else happens. Without a free replica nothing can leave, and a
-    /// batch that is being written tells when it is ready.
+    /// When `dispatch` must be called again if nothing else happens. Without a free replica nothing can leave.
     pub fn next_check(&self) -> Option<Instant> {
         let is_stuck = self.starved || !self.has_free_replica();
-        if self.knobs.work_conserving || is_stuck {
-            return None;
-        }
-        let ready = self.batches.iter().filter(|batch| batch.writing == 0);
-        ready.map(|batch| next_check(&batch.candidate(), &self.knobs)).min()
+        (!is_stuck).then(|| self.line.next_check(&self.knobs)).flatten()
+    }
+
+    /// Sets the knobs.
+    pub fn set_knobs(&mut self, knobs: Knobs) {
+        self.knobs = knobs;
+        self.line.predict(&self.knobs);
     }
 
     /// Takes requests that are answered off the books.
     pub fn forget(&mut self, entries: &[Entry]) {
         self.pending -= entries.len() as u32;
         self.bytes -= entries.iter().map(|entry| entry.bytes).sum::<u64>();
+        entries
+            .iter()
+            .filter(|entry| entry.account != 0)
+            .for_each(|entry| self.line.tenants.leave(entry.account));
     }
 
-    /// Takes requests off the books whose clients have gone; those that could not be written have been counted.
-    fn cancel(&mut self, dead: &[Entry]) {
-        self.forget(dead);
-        dead.iter().filter(|entry| entry.ready).for_each(|_| self.stats.refused(Refusal::Cancelled, 0));
+    /// Takes requests off the books whose clients have gone, or tells those that wait how late they are; those that could
+    /// not be written have been counted.
+    fn cancel(&mut self, dead: Vec<Entry>, now: Instant) {
+        self.forget(&dead);
+        for entry in dead.into_iter().filter(|entry| entry.ready) {
+            if entry.answer.is_closed() {
+                self.stats.refused(Refusal::Cancelled, 0);
+            } else {
+                self.stats.refused(Refusal::Late, now.duration_since(entry.enqueued).as_nanos() as u64);
+                let late = entry.deadline.map_or(Duration::ZERO, |deadline| now.duration_since(deadline));
+                let _ = entry.answer.send(Err(too_late(late)));
+            }
+        }
     }
 
     /// Makes room: drops what waits for clients that have gone.
     fn sweep(&mut self) {
-        let idle = self.batches.iter_mut().filter(|batch| batch.writing == 0);
-        let dead: Vec<_> = idle.flat_map(Batch::remove_dead).collect();
-        self.batches.retain(|batch| !batch.entries.is_empty());
-        self.cancel(&dead);
+        let idle = self.line.iter_mut().filter(|batch| batch.writing == 0);
+        let dead: Vec<_> = idle.flat_map(|batch| batch.remove(is_dead)).collect();
+        self.line.retain(|batch| !batch.payload.entries.is_empty());
+        self.cancel(dead, Instant::now());
     }
 
     /// Whether a request would be run soon.
@@ -321,4 +357,17 @@ impl Queue {
         let is_restarting = self.orphaned.elapsed() < Duration::from_secs(5);
         !self.closing && (self.replicas.iter().any(|replica| replica.ready) || is_restarting)
     }
+}
+
+/// Whether the client has gone or the rows could not be written.
+fn is_dead(entry: &Entry) -> bool {
+    !entry.ready || entry.answer.is_closed()
+}
+
+/// The refusal of a request whose deadline cannot be met.
+#[cold]
+fn too_late(late: Duration) -> Error {
+    let text =
+        format!("the answer would come {late:.1?} after its deadline, hint: send less, or allow more time");
+    Error::unavailable(text).retry_after(late)
 }

@@ -150,40 +150,36 @@ impl Cut {
     }
 }
 
-/// A queue's buckets, and how many rows had which length since the last look.
+/// How many rows of a queue's requests had which length since the last look.
 #[derive(Debug, Default)]
-pub struct Buckets {
-    /// Their upper edges, ascending; empty = the model's first ones.
-    pub edges: Vec<u32>,
-    /// Most positions of a batch, its rows times the edge; 0 = no limit.
-    pub token_budget: u32,
+pub struct Lengths {
     counts: Vec<u64>,
 }
 
-impl Buckets {
-    /// Counts a request's rows, and pads it to the edge of its bucket.
-    pub fn pad(&mut self, ragged: &Ragged, checked: &mut Checked, max_bytes: usize) -> Option<Bucket> {
+impl Lengths {
+    /// Counts a request's rows, and pads it to the least of the `edges` (ascending, empty = the model's first ones) that
+    /// is not below its length.
+    pub fn pad(
+        &mut self,
+        ragged: &Ragged,
+        checked: &mut Checked,
+        edges: &[u32],
+        max_bytes: usize,
+    ) -> Option<Bucket> {
         let length = ragged.length(checked)?;
         let width = bin_width(ragged);
         self.counts.resize(ragged.longest.div_ceil(width) as usize + 1, 0);
         if let Some(count) = self.counts.get_mut(length.div_ceil(width) as usize) {
             *count += u64::from(checked.rows);
         }
-        let edges = if self.edges.is_empty() { &ragged.edges } else { &self.edges };
-        let edge = *edges.get(edges.partition_point(|edge| *edge < length))?;
+        let edges = if edges.is_empty() { &ragged.edges } else { edges };
+        let edge =
+            *edges.get(edges.partition_point(|edge| *edge < length)).filter(|edge| **edge >= length)?;
         ragged.pad(checked, Bucket { length, edge }, max_bytes)
     }
 
-    /// Most rows of a batch in that bucket.
-    pub fn max_rows(&self, bucket: Option<Bucket>, most: u32) -> u32 {
-        bucket
-            .and_then(|bucket| self.token_budget.checked_div(bucket.edge))
-            .filter(|_| self.token_budget > 0)
-            .map_or(most, |rows| rows.clamp(1, most))
-    }
-
     /// Takes the lengths that occurred, each with its rows; where lengths share a bin, its upper end stands for them.
-    pub fn take_lengths(&mut self, ragged: &Ragged) -> Vec<(u32, u64)> {
+    pub fn take(&mut self, ragged: &Ragged) -> Vec<(u32, u64)> {
         let bins = (0..).step_by(bin_width(ragged) as usize);
         let pairs = bins.zip(self.counts.iter_mut().map(std::mem::take));
         pairs.filter(|(_, rows)| *rows > 0).collect()

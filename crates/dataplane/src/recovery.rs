@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::RandomState;
 use std::time::{Duration, Instant};
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Requests};
 use crate::error::Error;
 use crate::queue::{Queue, Refused};
 use crate::stats::Refusal;
@@ -25,7 +25,7 @@ pub struct Poison {
 
 impl Poison {
     /// Refuses a request that is known.
-    pub(crate) fn check(&self, batch: &Batch, entry: usize, model: &str) -> Result<(), Refused> {
+    pub(crate) fn check(&self, batch: &Requests, entry: usize, model: &str) -> Result<(), Refused> {
         let is_known = || {
             let since = self.since.get(&batch.digest(&batch.entries[entry], &self.hasher));
             since.is_some_and(|since| since.elapsed() < POISON_TIME)
@@ -38,7 +38,7 @@ impl Poison {
     }
 
     /// Remembers the only request of a batch; returns its digest.
-    fn learn(&mut self, batch: &Batch) -> Option<u64> {
+    fn learn(&mut self, batch: &Requests) -> Option<u64> {
         let digest = batch.digest(batch.entries.first()?, &self.hasher);
         self.since.retain(|_, since| since.elapsed() < POISON_TIME);
         self.since.insert(digest, Instant::now());
@@ -55,24 +55,26 @@ impl Queue {
             self.orphaned = Instant::now();
         }
         let mut batch = replica.running?.batch;
-        batch.losses += u32::from(fault.is_empty());
+        batch.payload.losses += u32::from(fault.is_empty());
         let name = &self.spec.name;
         if !self.spec.retry {
             let how = "and it must not be run twice";
             let text = format!("the actor of model '{name}' died while it ran this request, {how}");
             self.fail(batch, &Error::unavailable(text), Refusal::Lost);
-        } else if batch.losses > MAX_LOSSES && fault.is_empty() {
+        } else if batch.payload.losses > MAX_LOSSES && fault.is_empty() {
             let text =
                 format!("the actors of model '{name}' died {MAX_LOSSES} times while they ran this request");
             self.fail(batch, &Error::unavailable(text), Refusal::Lost);
-        } else if fault.is_empty() || (fault == "hang" && batch.entries.len() == 1 && !batch.rerun) {
+        } else if fault.is_empty()
+            || (fault == "hang" && batch.payload.entries.len() == 1 && !batch.is_rerun())
+        {
             // Slowness has many causes: a hang counts when it has happened twice.
-            self.batches.push_front(batch.again());
-        } else if batch.entries.len() > 1 {
+            self.line.again(batch);
+        } else if batch.payload.entries.len() > 1 {
             self.split(batch);
         } else {
             let what = format!("this request ended an actor of model '{name}' ({fault})");
-            let digest = self.poison.learn(&batch);
+            let digest = self.poison.learn(&batch.payload);
             let error = Error::invalid(format!("{what} and is refused for ten minutes"));
             self.fail(batch, &error, Refusal::Poison);
             return digest;
@@ -83,13 +85,13 @@ impl Queue {
     /// Runs the halves of a batch again, before everything else.
     pub fn split(&mut self, batch: Batch) {
         let halves = batch.split(self.take_id());
-        halves.into_iter().rev().for_each(|half| self.batches.push_front(half));
+        halves.into_iter().for_each(|half| self.line.again(half));
     }
 
     /// Answers every request of a batch with an error.
     pub fn fail(&mut self, batch: Batch, error: &Error, why: Refusal) {
-        self.forget(&batch.entries);
-        for entry in batch.entries {
+        self.forget(&batch.payload.entries);
+        for entry in batch.payload.entries {
             self.stats.refused(why, entry.enqueued.elapsed().as_nanos() as u64);
             let _ = entry.answer.send(Err(error.clone()));
         }
@@ -104,8 +106,7 @@ impl Queue {
             return;
         }
         let error = Error::unavailable(format!("model '{}' has no running actor", self.spec.name));
-        while let Some(index) = self.batches.iter().position(|batch| batch.writing == 0) {
-            let Some(batch) = self.batches.remove(index) else { break };
+        while let Some(batch) = self.line.take(|batch| batch.writing == 0) {
             self.fail(batch, &error, Refusal::NotReady);
         }
     }

@@ -94,8 +94,8 @@ pub fn json(status: StatusCode, json: &impl ToString) -> Reply {
     http(status, JSON, json.to_string().into())
 }
 
-fn with_header(mut reply: Reply, name: HeaderName, value: &'static str) -> Reply {
-    reply.headers_mut().insert(name, HeaderValue::from_static(value));
+fn with_header(mut reply: Reply, name: HeaderName, value: HeaderValue) -> Reply {
+    reply.headers_mut().insert(name, value);
     reply
 }
 
@@ -104,10 +104,10 @@ fn with_header(mut reply: Reply, name: HeaderName, value: &'static str) -> Reply
 pub fn refusal(error: &Error) -> Reply {
     let reply = json(status::http(error.code), &json!({ "error": error.message }));
     match error.code {
-        Code::Unavailable => with_header(reply, RETRY_AFTER, "1"),
+        Code::Unavailable => with_header(reply, RETRY_AFTER, error.retry_after_s.into()),
         // The rest of the body may still come.
-        Code::Timeout => with_header(reply, CONNECTION, "close"),
-        Code::Unsupported => with_header(reply, ACCEPT_ENCODING, "gzip, deflate"),
+        Code::Timeout => with_header(reply, CONNECTION, HeaderValue::from_static("close")),
+        Code::Unsupported => with_header(reply, ACCEPT_ENCODING, HeaderValue::from_static("gzip, deflate")),
         _ => reply,
     }
 }
@@ -116,7 +116,13 @@ pub fn refusal(error: &Error) -> Reply {
 pub fn forbidden(method: &http::Method, allowed: &'static str) -> Option<Reply> {
     let is_allowed = allowed.split(", ").any(|name| name == method.as_str());
     let sentence = || json!({ "error": format!("this path answers {allowed} only") });
-    (!is_allowed).then(|| with_header(json(StatusCode::METHOD_NOT_ALLOWED, &sentence()), ALLOW, allowed))
+    (!is_allowed).then(|| {
+        with_header(
+            json(StatusCode::METHOD_NOT_ALLOWED, &sentence()),
+            ALLOW,
+            HeaderValue::from_static(allowed),
+        )
+    })
 }
 
 /// There is no such path.

@@ -1,6 +1,7 @@
 //! What an inference request says, whatever face it came through; everything borrows from the body.
 
 use std::borrow::Cow;
+use std::time::Instant;
 
 use serde_json::Value;
 use smallvec::SmallVec;
@@ -48,11 +49,22 @@ pub struct Requested<'a> {
     pub parameters: Parameters<'a>,
 }
 
+/// What the headers of a request tell about who sends it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sender {
+    /// Digest of the tenant's name; 0 = there are no tenants.
+    pub tenant: u64,
+    /// When the client leaves.
+    pub deadline: Option<Instant>,
+}
+
 /// An inference request.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct InferRequest<'a> {
     /// The client's name for the request; empty = none.
     pub id: Cow<'a, str>,
+    /// Who sends it.
+    pub sender: Sender,
     /// Such as `timeout` and `priority`.
     pub parameters: Parameters<'a>,
     /// The inputs, in the order of the request.

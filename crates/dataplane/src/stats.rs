@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
@@ -55,6 +55,8 @@ reasons! {
     NotReady = "not_ready",
     /// It waited longer than it allowed.
     Deadline = "deadline",
+    /// Its answer would have come after its deadline.
+    Late = "predicted_late",
     /// Its rows have killed replicas before.
     Poison = "poison",
     /// It does not fit the model.
@@ -84,6 +86,91 @@ impl Histogram {
     }
 }
 
+/// Upper bound of the first bucket of latencies, in microseconds.
+const FIRST_US: u64 = 16;
+/// Buckets per doubling: a quantile read from them is at most an eighth too high.
+const PER_OCTAVE: u64 = 8;
+/// Doublings: the last bound is 67 s.
+const OCTAVES: u64 = 22;
+/// Buckets of latencies.
+const LATENCIES: usize = 2 + (OCTAVES * PER_OCTAVE) as usize;
+
+/// Upper bounds of the latency buckets, in microseconds: eight equal steps in each doubling.
+pub fn latency_bounds_us() -> Vec<u64> {
+    let octave =
+        |octave| (1..=PER_OCTAVE).map(move |step| (FIRST_US << octave) / PER_OCTAVE * (PER_OCTAVE + step));
+    std::iter::once(FIRST_US).chain((0..OCTAVES).flat_map(octave)).collect()
+}
+
+/// The bucket of a latency; one on a bound belongs to the bucket below it.
+fn latency_bucket(ns: u64) -> usize {
+    let steps = ns.saturating_sub(1) / (1000 * FIRST_US / PER_OCTAVE);
+    let Some(octave) = (steps / PER_OCTAVE).checked_ilog2() else { return 0 };
+    let bucket = 1 + u64::from(octave) * PER_OCTAVE + (steps >> octave) - PER_OCTAVE;
+    (bucket as usize).min(LATENCIES - 1)
+}
+
+/// Counts of latencies by bucket.
+#[derive(Debug)]
+pub(crate) struct Latencies(pub(crate) [AtomicU64; LATENCIES]);
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Self([const { AtomicU64::new(0) }; LATENCIES])
+    }
+}
+
+/// What arrives at one model; written under its lock.
+#[derive(Debug, Default)]
+pub struct Arrivals {
+    /// Requests so far.
+    pub requests: u64,
+    /// Their rows.
+    pub rows: u64,
+    /// Most rows in 10 ms since this was last taken: of two neighbouring spans of 5 ms each.
+    pub burst_rows: u32,
+    start: Option<Instant>,
+    span: u128,
+    spans: [u32; 2],
+}
+
+impl Arrivals {
+    /// A request has come.
+    pub fn count(&mut self, rows: u32, now: Instant) {
+        let span = now.duration_since(*self.start.get_or_insert(now)).as_millis() / 5;
+        self.spans = match span - self.span.min(span) {
+            0 => self.spans,
+            1 => [self.spans[1], 0],
+            _ => [0, 0],
+        };
+        self.span = self.span.max(span);
+        self.spans[1] += rows;
+        self.burst_rows = self.burst_rows.max(self.spans.iter().sum());
+        self.requests += 1;
+        self.rows += u64::from(rows);
+    }
+}
+
+/// Batches of one bucket and size since they were last looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Served {
+    /// How many.
+    pub count: u64,
+    /// Microseconds at their replicas, as the gateway saw it.
+    pub sum_us: u64,
+    /// The sum of their squares.
+    pub sum_squares_us2: u64,
+}
+
+/// Batches by size.
+#[derive(Debug, Default)]
+pub(crate) struct Sizes {
+    /// By rows: count, hand-over and inference in nanoseconds.
+    pub(crate) all: BTreeMap<u32, [u64; 3]>,
+    /// By edge and rows, since they were last taken.
+    pub(crate) recent: BTreeMap<(u32, u32), Served>,
+}
+
 /// What one model version has done so far.
 #[derive(Debug, Default)]
 pub struct Stats {
@@ -100,12 +187,18 @@ pub struct Stats {
     pub(crate) restarts: AtomicU64,
     pub(crate) closed: [AtomicU64; Closed::LABELS.len()],
     pub(crate) refused: [AtomicU64; Refusal::LABELS.len()],
-    pub(crate) batch_sizes: Mutex<BTreeMap<u32, [u64; 3]>>,
+    pub(crate) latency: Latencies,
+    pub(crate) late: AtomicU64,
+    pub(crate) sizes: Mutex<Sizes>,
 }
 
 impl Stats {
     /// A request was answered with outputs and its answer is encoded.
-    pub fn answered(&self, queue_ns: u64, compute_ns: u64, total_ns: u64, rows: u32) {
+    pub fn answered(&self, queue_ns: u64, compute_ns: u64, total_ns: u64, rows: u32, is_late: bool) {
+        self.latency.0[latency_bucket(total_ns)].fetch_add(1, Relaxed);
+        if is_late {
+            self.late.fetch_add(1, Relaxed);
+        }
         self.request.record(&DURATION_BOUNDS_NS, total_ns);
         self.queue.record(&DURATION_BOUNDS_NS, queue_ns);
         self.request_compute_ns.fetch_add(compute_ns, Relaxed);
@@ -121,18 +214,23 @@ impl Stats {
         }
     }
 
-    /// A batch has come back: the replica ran it for `infer_ns`, the gateway waited for `compute_ns`.
-    pub fn batch(&self, rows: u32, closed: Closed, infer_ns: u64, compute_ns: u64) {
+    /// A batch of that bucket and size has come back: the replica ran it for `infer_ns`, the gateway waited for
+    /// `compute_ns`.
+    pub fn batch(&self, (edge, rows): (u32, u32), closed: Closed, infer_ns: u64, compute_ns: u64) {
         self.closed[closed as usize].fetch_add(1, Relaxed);
         self.compute.record(&DURATION_BOUNDS_NS, compute_ns);
         self.rows.record(&ROW_BOUNDS, u64::from(rows));
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as u64);
         self.last_inference_ms.store(now_ms, Relaxed);
-        let mut sizes = self.batch_sizes.lock();
-        let [count, handover, infer] = sizes.entry(rows).or_default();
+        let (us, mut sizes) = (compute_ns / 1000, self.sizes.lock());
+        let [count, handover, infer] = sizes.all.entry(rows).or_default();
         *count += 1;
         *handover += compute_ns.saturating_sub(infer_ns);
         *infer += infer_ns;
+        let recent = sizes.recent.entry((edge, rows)).or_default();
+        recent.count += 1;
+        recent.sum_us += us;
+        recent.sum_squares_us2 = recent.sum_squares_us2.saturating_add(us.saturating_mul(us));
     }
 
     /// Tells how many requests wait or run now.

@@ -27,6 +27,10 @@ pub const fn http(code: Code) -> StatusCode {
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        Self::new(numbers(error.code).1, error.message)
+        let mut status = Self::new(numbers(error.code).1, error.message);
+        if error.retry_after_s > 0 {
+            status.metadata_mut().insert("retry-after", error.retry_after_s.into());
+        }
+        status
     }
 }

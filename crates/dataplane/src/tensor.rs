@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use crate::faces::guard::GuardBox;
+use crate::line::LOWEST;
 use crate::ragged::Ragged;
 
 /// A tensor's dimensions; `-1` in a specification means "any".
@@ -161,6 +162,12 @@ pub struct ModelSpec {
     /// Bytes that one replica may use for the outputs of one batch.
     #[serde(default = "default_bytes")]
     pub max_output_bytes: u64,
+    /// Lowest priority class that a request may ask for, 1 being the highest; 0 = any.
+    #[serde(default)]
+    pub priority_levels: u32,
+    /// Priority class of requests that ask for none; 0 = after all others.
+    #[serde(default)]
+    pub default_priority: u32,
     /// Where a proof about the model holds; empty = nothing is marked.
     #[serde(default)]
     pub guard: Vec<GuardBox>,
@@ -183,5 +190,13 @@ impl ModelSpec {
     /// Whether requests of this model can share a batch.
     pub const fn is_batched(&self) -> bool {
         self.max_batch_size > 0
+    }
+
+    /// A request's class in the line; as in Triton, one that the model does not have counts as none.
+    pub fn rank(&self, priority: u64) -> u32 {
+        let asked = u32::try_from(priority).unwrap_or(LOWEST);
+        let is_class = asked > 0 && (self.priority_levels == 0 || asked <= self.priority_levels);
+        let default = if self.default_priority == 0 { LOWEST } else { self.default_priority };
+        if is_class { asked } else { default }
     }
 }

@@ -10,9 +10,9 @@ use lrai_dataplane::answer::{Answer, Ticket};
 use lrai_dataplane::dataplane::Dataplane;
 use lrai_dataplane::error::{Code, Result};
 use lrai_dataplane::events::Event;
+use lrai_dataplane::knobs::Knobs;
 use lrai_dataplane::models::Model;
 use lrai_dataplane::request::{Data, InferRequest, Input};
-use lrai_dataplane::rule::Knobs;
 use lrai_dataplane::tensor::{DType, Shape};
 use lrai_dataplane::wire::Place;
 use support::{attach, dataplane, floats, spec};
@@ -306,7 +306,7 @@ async fn an_actor_cannot_write_its_inputs_or_resize_its_outputs() {
 async fn a_patient_queue_waits_for_k_rows_or_age() {
     let (dataplane, key, model) = dataplane(spec(64, DType::Fp32, &[-1, 2]));
     let tau = Duration::from_millis(30);
-    let knobs = Knobs { k: 4, tau, slack: Duration::ZERO, work_conserving: false };
+    let knobs = Knobs { k: 4, tau, work_conserving: false, ..Knobs::default() };
     dataplane.set_knobs(key, knobs).unwrap();
     let sizes = Arc::new(parking_lot::Mutex::new(Vec::new()));
     let seen = Arc::clone(&sizes);

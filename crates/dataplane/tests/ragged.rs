@@ -9,8 +9,9 @@ use lrai_dataplane::check::check;
 use lrai_dataplane::dataplane::Dataplane;
 use lrai_dataplane::encode::{OutputView, encode};
 use lrai_dataplane::error::Code;
+use lrai_dataplane::knobs::Knobs;
 use lrai_dataplane::models::Model;
-use lrai_dataplane::ragged::{Bucket, Buckets, Cut, Ragged};
+use lrai_dataplane::ragged::{Bucket, Cut, Lengths, Ragged};
 use lrai_dataplane::request::{Data, InferRequest, Input};
 use lrai_dataplane::tensor::{DType, ModelSpec, Shape, elements};
 use lrai_dataplane::wire::Place;
@@ -109,7 +110,7 @@ async fn an_output_of_another_length_than_measured_is_an_error() {
 #[tokio::test]
 async fn a_token_budget_bounds_the_rows_of_a_bucket() {
     let (dataplane, key, model) = dataplane(model());
-    model.set_buckets(Vec::new(), 16);
+    model.set_knobs(Knobs { token_budget: 16, ..Knobs::default() });
     let tickets: Vec<_> = [3, 4, 2, 1, 3, 8, 8, 8].map(|length| submit(&model, 1, length)).into();
     let shapes = echo(&dataplane, key);
     for ticket in tickets {
@@ -123,7 +124,7 @@ async fn a_token_budget_bounds_the_rows_of_a_bucket() {
 #[tokio::test]
 async fn edges_can_be_set_and_lengths_are_counted_once() {
     let (dataplane, key, model) = dataplane(model());
-    model.set_buckets(vec![5, 32], 0);
+    model.set_knobs(Knobs { edges: vec![5, 32], ..Knobs::default() });
     let tickets: Vec<_> = [5, 5, 17, 64].map(|length| submit(&model, 2, length)).into();
     let shapes = echo(&dataplane, key);
     for ticket in tickets {
@@ -146,7 +147,7 @@ fn inputs_that_differ_in_length_are_left_alone() {
         request.inputs.push(Input { name: "mask".into(), shape, data: mask, ..request.inputs[0].clone() });
         let mut checked = check(&spec, &request).unwrap();
         let before = checked.clone();
-        let bucket = Buckets::default().pad(spec.ragged.as_ref().unwrap(), &mut checked, 1 << 20);
+        let bucket = Lengths::default().pad(spec.ragged.as_ref().unwrap(), &mut checked, &[], 1 << 20);
         assert_eq!(bucket, expected);
         assert_eq!(checked == before, expected.is_none());
     }
@@ -158,7 +159,7 @@ fn padding_never_makes_a_request_too_large() {
     let request = request(&[1, 5, 2], Data::Raw(floats(&numbers(10)).into()));
     for (room, is_padded) in [(64, true), (63, false)] {
         let mut checked = check(&spec, &request).unwrap();
-        let bucket = Buckets::default().pad(spec.ragged.as_ref().unwrap(), &mut checked, room);
+        let bucket = Lengths::default().pad(spec.ragged.as_ref().unwrap(), &mut checked, &[], room);
         assert_eq!(bucket.is_some(), is_padded);
     }
 }
@@ -200,7 +201,7 @@ proptest! {
         let request = request(&shape, data);
         let spec = spec(8, DType::Fp32, &vec![-1; shape.len()]);
         let mut checked = check(&spec, &request).unwrap();
-        let bucket = Buckets::default().pad(&ragged, &mut checked, 1 << 20).unwrap();
+        let bucket = Lengths::default().pad(&ragged, &mut checked, &[], 1 << 20).unwrap();
         prop_assert_eq!(bucket, Bucket { length: shape[axis] as u32, edge });
 
         let places = places(&shape, axis, edge.into());

@@ -139,8 +139,8 @@ mod tests {
     #[test]
     fn buckets_are_cumulative_and_in_seconds() {
         let stats = Stats::default();
-        stats.answered(10_000, 200_000, 300_000, 1);
-        stats.answered(10_000, 200_000, 20_000_000_000, 1);
+        stats.answered(10_000, 200_000, 300_000, 1, false);
+        stats.answered(10_000, 200_000, 20_000_000_000, 1, false);
         let models = [ModelMetrics::new("m", "1", stats.snapshot())];
         let text = render(&models, &[("lrai_connections", "Open connections.", 3)]);
         for line in [

@@ -126,7 +126,7 @@ impl Stats {
             batch_rows: self.rows.read(&ROW_BOUNDS),
             closed,
             refused,
-            batch_sizes: self.batch_sizes.lock().iter().map(size).collect(),
+            batch_sizes: self.sizes.lock().all.iter().map(size).collect(),
         }
     }
 }
@@ -149,9 +149,9 @@ mod tests {
     #[test]
     fn totals_follow_answers_refusals_and_batches() {
         let stats = Stats::default();
-        stats.batch(2, Closed::Full, 700, 1000);
-        stats.answered(100, 1000, 1500, 1);
-        stats.answered(300, 1000, 1400, 1);
+        stats.batch((0, 2), Closed::Full, 700, 1000);
+        stats.answered(100, 1000, 1500, 1, false);
+        stats.answered(300, 1000, 1400, 1, true);
         stats.refused(Refusal::QueueFull, 20);
         stats.refused(Refusal::Cancelled, 9999);
         let read = stats.snapshot();

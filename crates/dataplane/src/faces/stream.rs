@@ -23,6 +23,7 @@ use crate::error::{Error, PANICKED, Result};
 use crate::grpc::{infer, reply};
 use crate::proto;
 use crate::reply::{Outgoing, Reply, trailers};
+use crate::request::Sender;
 use crate::{framing, protobuf};
 
 /// Most requests of one stream that are under way; further ones are not read.
@@ -33,6 +34,7 @@ struct Call {
     dataplane: Arc<Dataplane>,
     coding: Option<Coding>,
     back: Option<Coding>,
+    sender: Sender,
     /// A failure ends the stream with a status, instead of standing in a message.
     strict: bool,
 }
@@ -45,7 +47,9 @@ pub(crate) fn call(
 ) -> Result<Reply> {
     let (coding, back) = Coding::of_call(&parts.headers)?;
     let strict = parts.headers.get("triton_grpc_error").is_some_and(|value| value == "true");
-    let call = Arc::new(Call { dataplane: Arc::clone(dataplane), coding, back, strict });
+    let deadline = time.and_then(|time| Instant::now().checked_add(time));
+    let sender = dataplane.sender(&parts.headers, deadline.map(Instant::into_std));
+    let call = Arc::new(Call { dataplane: Arc::clone(dataplane), coding, back, sender, strict });
     let shared = Arc::clone(&call);
     let answers = messages(body, call)
         .map(move |message| {
@@ -54,7 +58,6 @@ pub(crate) fn call(
             answered.map(|answer| answer.unwrap_or_else(|_| Err(Error::internal(PANICKED))))
         })
         .buffered(MAX_UNDER_WAY);
-    let deadline = time.map(|time| Instant::now() + time);
     let body = tonic::body::Body::new(StreamBody::new(frames(answers, deadline)));
     Ok(framing::answer(Outgoing::Stream(body, None), back))
 }
@@ -101,7 +104,7 @@ async fn answer(call: Arc<Call>, message: Result<Message>) -> Result<Bytes> {
         protobuf::write_field(2, &message, &mut buffer);
         framing::finish(buffer, back)
     };
-    let answer = match infer(&call.dataplane, message, encode).await {
+    let answer = match infer(&call.dataplane, call.sender, message, encode).await {
         Err(error) if !call.strict => {
             let error_message = error.message.into_owned();
             let infer_response = Some(proto::ModelInferResponse::default());
