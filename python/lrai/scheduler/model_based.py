@@ -1,0 +1,185 @@
+"""The default policy: a learnt model of service and arrivals, and the cheapest knobs under it."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from lrai.scheduler.arrival_model import ArrivalModel
+from lrai.scheduler.cost_model import ServiceModel
+from lrai.scheduler.knobs import Knobs
+from lrai.scheduler.observation import Observation
+from lrai.scheduler.plan import Load, Plan, choose
+from lrai.scheduler.policy import Policy, Target
+
+# A larger batch must be worth so much per row.
+_WORTH: Final = 0.03
+# So many standard deviations of a batch's time are kept before the deadline.
+_SURE: Final = 3.0
+_LEAST_SLACK: Final = 0.02
+_NEWS: Final = 0.1
+_REPLAN_S: Final = 1.0
+_PROBE_S: Final = 60.0
+_MOST_LATE: Final = 0.005
+_MOST_MARGIN: Final = 0.5
+
+
+class ModelBased(Policy):
+    """Waits for more rows only where that saves processor time and the goal still holds."""
+
+    name = "model-based"
+
+    def __init__(self, target: Target) -> None:
+        """Begin greedy: nothing is known yet."""
+        super().__init__(target)
+        self.service = ServiceModel(target.max_rows)
+        self.arrivals = ArrivalModel()
+        self.plan: Plan | None = None
+        self.margin = 0.0
+        """Share of the goal that is kept free because answers were late for other reasons."""
+        self.longest_s = 0.0
+        """How long a batch may wait for more rows and still meet the goal."""
+        self._knobs = Knobs()
+        self._cap = target.max_rows
+        self._planned_s = self._probed_s = float("-inf")
+        self._planned_for: tuple[float, ...] = ()
+        self._late = 0.0
+
+    def decide(self, seen: Observation) -> Knobs:
+        """Learn from the tick; plan anew if what the plan rests on has changed."""
+        self.arrivals.update(seen)
+        is_surprised = self.service.update(seen.service, seen.now_s)
+        if not self.service.edges:
+            return self._knobs
+        self._watch_lateness(seen)
+        if seen.refused_late and not seen.service:
+            # Nothing ran because everything was refused: only a try can tell whether that is right.
+            self._planned_s = float("-inf")
+            return Knobs(cap=self._cap)
+        if is_surprised or seen.now_s - self._planned_s >= _REPLAN_S or self._has_news():
+            self._replan(seen)
+        return self._knobs
+
+    @property
+    def is_reachable(self) -> bool | None:
+        """Whether a lone row can be served within the goal; None = no goal, or not known yet."""
+        if self.target.goal_s is None or not self.service.edges:
+            return None
+        return self.service.predict(1, self.service.edges[0])[0] < self.target.goal_s
+
+    def _has_news(self) -> bool:
+        """Whether the load is another than the one planned for."""
+        now = self._load()
+        return len(now) != len(self._planned_for) or any(
+            abs(one - other) > _NEWS * max(one, other)
+            for one, other in zip(now, self._planned_for, strict=True)
+        )
+
+    def _load(self) -> tuple[float, ...]:
+        if self.arrivals.is_bursty:
+            return (1 + self.margin,)
+        return 1 + self.margin, self.arrivals.rows_per_request, self.arrivals.rate
+
+    def _replan(self, seen: Observation) -> None:
+        self._planned_s, self._planned_for = seen.now_s, self._load()
+        self.service.fit(seen.now_s)
+        edge = self.service.edges[-1]
+        table_s = self.service.table_s(edge)
+        self._cap = _cap(table_s)
+        cap = self._cap
+        if cap < self.target.max_rows and seen.now_s - self._probed_s >= _PROBE_S:
+            # Whether larger batches pay can only be seen in larger batches.
+            self._probed_s = seen.now_s
+            self._planned_s = float("-inf")
+            cap = min(2 * cap, self.target.max_rows)
+        goal_s = self.target.goal_s
+        if goal_s is None or not self.is_reachable:
+            self.plan = None
+            self._knobs = Knobs(cap=cap)
+            return
+        cap = self._cap = _within(table_s, cap, goal_s)
+        _, doubt_s = self.service.predict(cap, edge)
+        slack_s = _SURE * doubt_s + (_LEAST_SLACK + self.margin) * goal_s
+        group = self.arrivals.rows_per_request
+        noise = self.service.noise(edge)
+        load = Load(self.arrivals.rates(), group, table_s, noise, max(1, seen.replicas))
+        self.longest_s = max(0.0, goal_s - table_s[min(cap, max(1, round(group)))] - slack_s)
+        most = max(1, int(cap / group))
+        self.plan = choose(load, goal_s, self.longest_s, most, self.target.cpu_cost)
+        self._knobs = Knobs(
+            k=min(cap, max(1, round(self.plan.k * group))),
+            cap=cap,
+            tau_s=self.plan.tau_s,
+            slack_s=slack_s,
+            work_conserving=self.plan.k == 1,
+            goal_s=goal_s,
+            service=self.service.points(),
+        )
+
+    def _watch_lateness(self, seen: Observation) -> None:
+        """Keep more of the goal free while more answers are late than the plan can explain."""
+        if self.target.goal_s is None or not seen.requests:
+            return
+        goal_us = self.target.goal_s * 1e6
+        late = sum(
+            count
+            for count, bound in zip(seen.latency[1:], seen.bounds_us, strict=False)
+            if bound >= goal_us
+        )
+        share = seen.requests / (seen.requests + 1000)
+        self._late += share * (late / seen.requests - self._late)
+        if self._late > _MOST_LATE:
+            self.margin = min(_MOST_MARGIN, self.margin + 0.02)
+        else:
+            self.margin = max(0.0, self.margin - 0.002)
+
+    def why(self) -> str:
+        """Say what was learnt and what follows from it."""
+        if not self.service.edges:
+            return "nothing has been served yet, so a batch leaves as soon as a replica is free"
+        alpha_s, beta_s = self.service.line(self.service.edges[-1])
+        learnt = f"a batch takes {alpha_s * 1e3:.3g} ms and {beta_s * 1e3:.3g} ms per row"
+        most = f"with at most {self._cap} rows"
+        if self._cap == 1:
+            most = "with one row, because larger batches are no faster per row"
+        greedy = f"a batch leaves as soon as a replica is free, {most}"
+        if self.target.goal_s is None:
+            return f"{learnt}; without a latency goal {greedy}"
+        goal = f"the goal of {self.target.goal_s * 1e3:g} ms"
+        if not self.is_reachable:
+            return f"{learnt}, more than {goal}; so {greedy}, and nothing is refused as late"
+        rate = f"{self.arrivals.rate:.4g} requests/s"
+        if self.plan is None or self.plan.k == 1:
+            return f"{learnt}; at {rate} waiting for more costs more than it saves, so {greedy}"
+        return (
+            f"{learnt}; at {rate} it is cheapest to wait for {self._knobs.k} rows or"
+            f" {self._knobs.tau_s * 1e3:.3g} ms within {goal}, {most}: expected are"
+            f" {self.plan.busy:.0%} busy replicas and {self.plan.mean_s * 1e3:.3g} ms on average"
+        )
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return both models and the margin."""
+        return {
+            "service": self.service.to_plain(),
+            "arrivals": self.arrivals.to_plain(),
+            "margin": self.margin,
+        }
+
+    def from_plain(self, plain: Mapping[str, Any]) -> None:
+        """Take up both models; the plan follows with the first tick."""
+        self.service.from_plain(plain["service"], 0.0)
+        self.arrivals.from_plain(plain["arrivals"])
+        self.margin = float(plain["margin"])
+
+
+def _cap(table_s: list[float]) -> int:
+    """Return the fewest rows whose time per row is about as good as that of any batch."""
+    best_s = min(time_s / rows for rows, time_s in enumerate(table_s) if rows)
+    return next(
+        rows
+        for rows, time_s in enumerate(table_s)
+        if rows and time_s <= (1 + _WORTH) * rows * best_s
+    )
+
+
+def _within(table_s: list[float], cap: int, goal_s: float) -> int:
+    """Return the most rows of which two batches, one after the other, keep the goal; at least 1."""
+    return max((rows for rows in range(1, cap + 1) if 2 * table_s[rows] <= goal_s), default=1)
