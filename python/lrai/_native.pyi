@@ -77,13 +77,18 @@ class Gateway:
     def set_ready(self, ready: bool) -> None:
         """Set what /v2/health/ready answers."""
 
-    def set_knobs(
-        self, key: int, k: int, tau_us: int, slack_us: int, work_conserving: bool
-    ) -> None:
-        """Set when a batch of the model leaves."""
+    def set_knobs(self, key: int, knobs: str) -> None:
+        """Set when a batch of the model leaves (JSON of Knobs; absent fields take their defaults).
+
+        `{"k", "cap", "tau_us", "slack_us", "work_conserving", "goal_us", "service": [[edge, rows,
+        microseconds], ...], "edges", "token_budget"}`; NativeError names a field that is not one.
+        """
 
     def observe(self) -> list[Window]:
-        """Return the counters of every model that has replicas."""
+        """Return the counters of every model that had traffic since the last call, or has some.
+
+        What a Window tells "since the last look" is since this was called last, by whomever.
+        """
 
     def answer(self, ticket: int, code: str, message: str) -> None:
         """Answer a `command` event; code "" = done."""
@@ -99,7 +104,7 @@ class Gateway:
 
 @final
 class Window:
-    """Counters of one model since the start; plain numbers."""
+    """Counters of one model since the start, if nothing else is said; plain numbers."""
 
     @property
     def key(self) -> int: ...
@@ -108,13 +113,63 @@ class Window:
     @property
     def inflight_age_ms(self) -> list[tuple[int, int]]: ...
     @property
+    def requests(self) -> int:
+        """Admitted requests."""
+
+    @property
+    def rows_in(self) -> int:
+        """Their rows."""
+
+    @property
+    def burst_rows(self) -> int:
+        """Most rows that were admitted in any 10 ms since the last look."""
+
+    @property
+    def queue_age_us(self) -> int:
+        """Age of the oldest waiting request now, in microseconds."""
+
+    @property
+    def replicas(self) -> int:
+        """Replicas that take batches now."""
+
+    @property
+    def service(self) -> list[tuple[int, int, int, int, int]]:
+        """Batches since the last look: bucket edge, rows, count, their times in us, squares in us^2.
+
+        A time is what the batch took at its replica, as the gateway saw it.
+        """
+
+    @property
+    def lengths(self) -> list[tuple[int, int]]:
+        """Rows of a ragged model's requests since the last look: length, rows."""
+
+    @property
     def batches(self) -> int: ...
     @property
     def rows(self) -> int: ...
     @property
+    def busy_ns(self) -> int:
+        """Sum of the times that batches took at their replicas, in nanoseconds."""
+
+    @property
     def compute_bounds_us(self) -> list[int]: ...
     @property
     def compute_counts(self) -> list[int]: ...
+    @property
+    def latency_bounds_us(self) -> list[int]:
+        """Upper bounds of the latency buckets; the last bucket, which has none, is one more."""
+
+    @property
+    def latency_counts(self) -> list[int]:
+        """Answered requests by latency, from request complete to answer begun."""
+
+    @property
+    def late(self) -> int:
+        """Requests answered after their deadline."""
+
+    @property
+    def refused_late(self) -> int:
+        """Requests refused because their answer would have come after their deadline."""
 
 @final
 class Mailbox:

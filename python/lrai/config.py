@@ -120,6 +120,8 @@ class GatewayConfig:
     """Time a client has to send its body."""
     keep_alive_timeout_s: float = _setting(600.0, DURATION)
     """Time a connection may stay open between two requests."""
+    tenant_header: str = _setting("", TEXT)
+    """Header that names a request's tenant: tenants share each model fairly; empty = no tenants."""
     not_ready_status: str = _setting("400", _choice("400", "503"))
     """Status of /v2/health/ready before ready; KServe wants 503."""
 
@@ -220,6 +222,13 @@ class KnobsConfig:
     """Lengths to which requests are padded; one number = its multiples, none = learnt."""
     token_budget: int = _setting(0, _integer(0))
     """Most rows times padded length of a batch; 0 = no limit."""
+
+    def to_json(self) -> str:
+        """Return the knobs as the data plane reads them."""
+        plain = asdict(self)
+        for name in ("tau", "slack"):
+            plain[f"{name}_us"] = round(plain.pop(f"{name}_s") * 1e6)
+        return json.dumps(plain)
 
 
 @dataclass(frozen=True)

@@ -129,8 +129,7 @@ class Lifecycle:
             raise
         model, knobs = served.model, served.knobs
         try:
-            tau_us, slack_us = round(knobs.tau_s * 1e6), round(knobs.slack_s * 1e6)
-            self._gateway.set_knobs(key, knobs.k, tau_us, slack_us, knobs.work_conserving)
+            self._gateway.set_knobs(key, knobs.to_json())
             async with asyncio.timeout(model.load_timeout_s):
                 await self._supervisor.adopt(actor, key, model.replicas)
             self._gateway.publish(key)

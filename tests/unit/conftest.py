@@ -33,7 +33,7 @@ class FakeNative:
         self.specs: dict[int, dict[str, Any]] = {}
         self.routes: dict[tuple[str, str], int] = {}
         self.index: list[dict[str, str]] = []
-        self.knobs: dict[int, tuple[int, int, int, bool]] = {}
+        self.knobs: dict[int, dict[str, Any]] = {}
         self.answers: dict[int, tuple[str, str]] = {}
         self.ready = False
         self.connections = 0
@@ -84,8 +84,8 @@ class FakeNative:
         self.ready = ready
         self.calls.append(f"ready {ready}")
 
-    def set_knobs(self, key: int, k: int, tau_us: int, slack_us: int, work: bool) -> None:
-        self.knobs[key] = (k, tau_us, slack_us, work)
+    def set_knobs(self, key: int, knobs: str) -> None:
+        self.knobs[key] = json.loads(knobs)
 
     def observe(self) -> list[Any]:
         return []

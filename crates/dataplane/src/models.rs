@@ -19,7 +19,7 @@ use crate::faces::guard;
 use crate::fill::fill;
 use crate::knobs::Knobs;
 use crate::link::{Link, LinkReader};
-use crate::queue::{Queue, Refused, Replica, Reservation, Running};
+use crate::queue::{Observed, Queue, Refused, Replica, Reservation, Running};
 use crate::request::{InferRequest, tag};
 use crate::slab::{Region, Slab};
 use crate::stats::{Refusal, Stats};
@@ -277,12 +277,9 @@ impl Model {
         self.queue.lock().is_serving()
     }
 
-    /// Requests that wait or run, and the busy replicas with the milliseconds for which they have run their batches.
-    pub fn load(&self) -> (u32, Vec<(u64, u64)>) {
-        let queue = self.queue.lock();
-        let age = |running: &Running| running.sent.elapsed().as_millis() as u64;
-        let ages = queue.replicas.iter().filter_map(|one| Some((one.id, age(one.running.as_ref()?))));
-        (queue.pending, ages.collect())
+    /// What the control plane looks at; see [`Queue::observe`].
+    pub fn observe(&self) -> Option<Observed> {
+        self.queue.lock().observe(Instant::now())
     }
 }
 

@@ -81,6 +81,26 @@ impl Replica {
     }
 }
 
+/// One model's queue at one moment.
+pub struct Observed {
+    /// Requests that wait or run.
+    pub pending: u32,
+    /// Busy replicas, with the milliseconds for which they have run their batches.
+    pub inflight_age_ms: Vec<(u64, u64)>,
+    /// Requests admitted so far.
+    pub requests: u64,
+    /// Their rows.
+    pub rows: u64,
+    /// Most rows in 10 ms since the last look.
+    pub burst_rows: u32,
+    /// Age of the oldest waiting request.
+    pub queue_age: Duration,
+    /// Replicas that take batches.
+    pub replicas: u32,
+    /// Batches since the last look: edge, rows, count, microseconds, their squares.
+    pub served: Vec<(u32, u32, u64, u64, u64)>,
+}
+
 /// One model's queue and replicas.
 pub struct Queue {
     pub(crate) stats: Arc<Stats>,
@@ -94,7 +114,9 @@ pub struct Queue {
     bytes: u64,
     last_batch: u64,
     /// What has come so far.
-    pub(crate) arrivals: Arrivals,
+    arrivals: Arrivals,
+    /// All that had happened when it was last looked at.
+    observed: u64,
     /// The actors.
     pub replicas: Vec<Replica>,
     /// The current knobs.
@@ -121,6 +143,7 @@ impl Queue {
             bytes: 0,
             last_batch: 0,
             arrivals: Arrivals::default(),
+            observed: 0,
             replicas: Vec::new(),
             knobs: Knobs::default(),
             pending: 0,
@@ -142,7 +165,6 @@ impl Queue {
         }
         let Checked { rows, bucket, wanted, max_bytes, .. } = &*checked;
         let bytes = max_bytes.iter().map(|bytes| *bytes as u64).sum();
-        self.arrivals.count(*rows, now);
         if self.closing {
             let text = format!("model '{}' is being unloaded", self.spec.name);
             return Err((Error::unavailable(text), Refusal::NotReady));
@@ -163,6 +185,7 @@ impl Queue {
             return Err((too_late(late), Refusal::Late));
         }
         let index = joins.map_or_else(|| self.open(checked, &arrival), Ok)?;
+        self.arrivals.count(*rows, now);
         let batch = self.line.add(index, &arrival, &self.knobs);
         batch.writing += 1;
         let (regions, spans) = batch.payload.buffer.append(max_bytes);
@@ -317,6 +340,27 @@ impl Queue {
     pub fn set_knobs(&mut self, knobs: Knobs) {
         self.knobs = knobs;
         self.line.predict(&self.knobs);
+    }
+
+    /// What the control plane looks at; `None` if nothing has happened since it last looked and nothing is under way.
+    pub fn observe(&mut self, now: Instant) -> Option<Observed> {
+        let happened = self.stats.happened() + self.arrivals.requests;
+        if self.pending == 0 && happened == self.observed {
+            return None;
+        }
+        self.observed = happened;
+        let since = |start: Instant| now.duration_since(start);
+        let runs = |one: &Replica| Some((one.id, since(one.running.as_ref()?.sent).as_millis() as u64));
+        Some(Observed {
+            pending: self.pending,
+            inflight_age_ms: self.replicas.iter().filter_map(runs).collect(),
+            requests: self.arrivals.requests,
+            rows: self.arrivals.rows,
+            burst_rows: std::mem::take(&mut self.arrivals.burst_rows),
+            queue_age: self.line.oldest().map_or(Duration::ZERO, since),
+            replicas: self.load(now).ready,
+            served: self.stats.take_served(),
+        })
     }
 
     /// Takes requests that are answered off the books.

@@ -151,24 +151,13 @@ impl Arrivals {
     }
 }
 
-/// Batches of one bucket and size since they were last looked at.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Served {
-    /// How many.
-    pub count: u64,
-    /// Microseconds at their replicas, as the gateway saw it.
-    pub sum_us: u64,
-    /// The sum of their squares.
-    pub sum_squares_us2: u64,
-}
-
 /// Batches by size.
 #[derive(Debug, Default)]
 pub(crate) struct Sizes {
     /// By rows: count, hand-over and inference in nanoseconds.
     pub(crate) all: BTreeMap<u32, [u64; 3]>,
-    /// By edge and rows, since they were last taken.
-    pub(crate) recent: BTreeMap<(u32, u32), Served>,
+    /// By edge and rows, since they were last taken: count, microseconds at the replica, their squares.
+    pub(crate) recent: BTreeMap<(u32, u32), [u64; 3]>,
 }
 
 /// What one model version has done so far.
@@ -227,10 +216,20 @@ impl Stats {
         *count += 1;
         *handover += compute_ns.saturating_sub(infer_ns);
         *infer += infer_ns;
-        let recent = sizes.recent.entry((edge, rows)).or_default();
-        recent.count += 1;
-        recent.sum_us += us;
-        recent.sum_squares_us2 = recent.sum_squares_us2.saturating_add(us.saturating_mul(us));
+        let [count, sum, squares] = sizes.recent.entry((edge, rows)).or_default();
+        (*count, *sum, *squares) = (*count + 1, *sum + us, squares.saturating_add(us.saturating_mul(us)));
+    }
+
+    /// Grows with everything that is counted here.
+    pub(crate) fn happened(&self) -> u64 {
+        let counts = [&self.closed[..], &self.refused[..], &self.latency.0[..]].into_iter().flatten();
+        counts.map(|count| count.load(Relaxed)).sum()
+    }
+
+    /// Takes the batches that have come back since this was last called, by edge and rows.
+    pub(crate) fn take_served(&self) -> Vec<(u32, u32, u64, u64, u64)> {
+        let recent = std::mem::take(&mut self.sizes.lock().recent);
+        recent.into_iter().map(|((edge, rows), [count, us, us2])| (edge, rows, count, us, us2)).collect()
     }
 
     /// Tells how many requests wait or run now.

@@ -574,7 +574,7 @@ async fn a_stream_whose_client_goes_is_cancelled() {
     let answers = Answers::of(response).await;
     let request = framed(0, &raw_request(&[1.0]).encode_to_vec());
     let model = server.dataplane.model("m", "").unwrap();
-    let pending = || model.load().0;
+    let pending = || model.observe().map_or(0, |observed| observed.pending);
     send(&mut stream, &request).await;
     until(|| pending() == 1).await;
     send(&mut stream, &request).await;
@@ -631,7 +631,7 @@ async fn a_cancelled_call_is_not_computed() {
     let (first, mut stream) = client.open(&path, &[]).await;
     stream.send_data(Bytes::from(framed.clone()), true).unwrap();
     let model = server.dataplane.model("m", "").unwrap();
-    let pending = || model.load().0;
+    let pending = || model.observe().map_or(0, |observed| observed.pending);
     until(|| pending() == 1).await;
     let (second, mut stream) = client.open(&path, &[]).await;
     stream.send_data(Bytes::from(framed), true).unwrap();
@@ -1002,7 +1002,7 @@ async fn a_draining_server_finishes_what_it_has() {
     let (first, mut stream) = client.open(&format!("{SERVICE}ModelInfer"), &[]).await;
     stream.send_data(framed(0, &raw_request(&[1.0]).encode_to_vec()).into(), true).unwrap();
     let model = server.dataplane.model("m", "").unwrap();
-    until(|| model.load().0 == 1).await;
+    until(|| model.observe().map_or(0, |observed| observed.pending) == 1).await;
     server.running.drain();
     release.send(()).unwrap();
     assert_eq!(ended(first).await.status(), 0);

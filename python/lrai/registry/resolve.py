@@ -28,6 +28,10 @@ class ServedModel:
     outputs: tuple[TensorInfo, ...]
     model: ModelConfig
     knobs: KnobsConfig
+    priority_levels: int
+    """Lowest priority class of requests; 0 = any number is one."""
+    default_priority: int
+    """Class of requests that ask for none; 0 = after all others."""
     file_name: str
     parameters: dict[str, str]
     num_latest: int
@@ -85,7 +89,10 @@ def resolve(source: ModelSource, version: str, signature: Signature, cpus: int) 
             replace(one, labels=source.labels.get(one.name, one.labels)) for one in outputs
         ),
         model=model,
-        knobs=replace(knobs, k=min(knobs.k or max_batch_size, max_batch_size) or 1),
+        # The edges stand in `ragged`.
+        knobs=replace(knobs, k=min(knobs.k or max_batch_size, max_batch_size) or 1, edges=()),
+        priority_levels=source.config.priority_levels,
+        default_priority=source.config.default_priority,
         file_name=path.name
         if source.backend == "onnxruntime"
         else source.config.default_model_filename,

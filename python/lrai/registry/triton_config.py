@@ -46,6 +46,10 @@ class TritonConfig:
     preferred_rows: int | None = None
     queue_delay_us: int | None = None
     max_queue_requests: int | None = None
+    priority_levels: int = 0
+    """Lowest priority class that a request may ask for, 1 being the highest; 0 = any."""
+    default_priority: int = 0
+    """Class of requests that ask for none; 0 = after all others."""
     default_model_filename: str = ""
     parameters: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -72,7 +76,9 @@ class _Reader:
         self._check_name(name)
         replicas = self._replicas()
         versions, num_latest = self._versions()
-        preferred, delay, max_queue = self._batching()
+        batching = dict(self._left.pop("dynamic_batching", {}))
+        levels, priority = self._priorities(batching)
+        preferred, delay, max_queue = self._batching(batching)
         backend = self._text("backend") or self._text("platform")
         self._left.pop("platform", None)
         config = TritonConfig(
@@ -86,6 +92,8 @@ class _Reader:
             preferred_rows=preferred,
             queue_delay_us=delay,
             max_queue_requests=max_queue,
+            priority_levels=levels,
+            default_priority=priority,
             default_model_filename=self._text("default_model_filename"),
             parameters=self._parameters(),
         )
@@ -122,8 +130,17 @@ class _Reader:
         latest = policy.get("latest", {}).get("num_versions", 1)
         return None, self._number(latest, "version_policy.latest.num_versions", low=1)
 
-    def _batching(self) -> tuple[int | None, int | None, int | None]:
-        batching = dict(self._left.pop("dynamic_batching", {}))
+    def _priorities(self, batching: dict[str, Any]) -> tuple[int, int]:
+        """Take the number of priority classes and the default one."""
+        levels = self._optional("priority_levels", batching.pop("priority_levels", None)) or 0
+        default = batching.pop("default_priority_level", None)
+        default = self._optional("default_priority_level", default) or 0
+        if levels and not 1 <= default <= levels:
+            message = f"{self._source}: dynamic_batching.default_priority_level is {default}"
+            raise RepositoryError(message, hint=f"priority_levels allows 1 to {levels}")
+        return levels, default
+
+    def _batching(self, batching: dict[str, Any]) -> tuple[int | None, int | None, int | None]:
         preferred = [
             self._number(rows, "dynamic_batching.preferred_batch_size", low=1)
             for rows in batching.pop("preferred_batch_size", [])

@@ -63,6 +63,8 @@ def served(max_batch_size: int) -> ServedModel:
         outputs=(TensorInfo("label", "BYTES", (-1,), labels=("no", "yes")),),
         model=ModelConfig(replicas=2, retry=False, max_output_bytes=1 << 20),
         knobs=KnobsConfig(k=16, tau_s=0.0005),
+        priority_levels=3,
+        default_priority=2,
         file_name="model.onnx",
         parameters={"mode": "fast"},
         num_latest=1,

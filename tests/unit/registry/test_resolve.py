@@ -155,3 +155,14 @@ def test_only_the_users_word_pads_beyond_what_was_tried(source: Any) -> None:
     for padding, longest in (("auto", 128), ("accept", 999)):
         model = served(source(edges="50,999", padding=padding), RAGGED).ragged
         assert model == replace(FOUND, edges=(50, 999), longest=longest)
+
+
+def test_priority_classes_come_from_dynamic_batching(source: Any) -> None:
+    model = served(source())
+    assert (model.priority_levels, model.default_priority) == (0, 0)
+    batching = {"priority_levels": 3, "default_priority_level": 2}
+    model = served(source({"max_batch_size": 8, "dynamic_batching": batching}))
+    assert (model.priority_levels, model.default_priority) == (3, 2)
+    assert not any("priority" in note for note in model.notes)
+    with pytest.raises(RepositoryError, match="default_priority_level is 0"):
+        source({"dynamic_batching": {"priority_levels": 3}})

@@ -79,6 +79,10 @@ pub struct Snapshot {
     pub closed: [u64; Closed::LABELS.len()],
     /// Refusals by reason, in the order of [`Refusal::LABELS`].
     pub refused: [u64; Refusal::LABELS.len()],
+    /// From request complete to answer begun, by [`crate::stats::latency_bounds_us`].
+    pub latency_counts: Vec<u64>,
+    /// Requests answered after their deadline.
+    pub late: u64,
     /// Batches by size, smallest first.
     pub batch_sizes: Vec<BatchSize>,
 }
@@ -126,6 +130,8 @@ impl Stats {
             batch_rows: self.rows.read(&ROW_BOUNDS),
             closed,
             refused,
+            latency_counts: read(&self.latency.0).to_vec(),
+            late: self.late.load(Relaxed),
             batch_sizes: self.sizes.lock().all.iter().map(size).collect(),
         }
     }

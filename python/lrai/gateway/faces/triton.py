@@ -51,8 +51,8 @@ def model_config(served: ServedModel) -> str:
             "preferred_batch_size": [knobs.k],
             "max_queue_delay_microseconds": round(knobs.tau_s * 1e6),
             "preserve_ordering": False,
-            "priority_levels": 0,
-            "default_priority_level": 0,
+            "priority_levels": served.priority_levels,
+            "default_priority_level": served.default_priority,
             "priority_queue_policy": {},
         }
     return json.dumps(config)

@@ -22,6 +22,8 @@ def served(max_batch_size: int) -> ServedModel:
         outputs=(TensorInfo("label", "BYTES", (-1,), labels=("no", "yes")),),
         model=ModelConfig(replicas=2, retry=False, max_output_bytes=1 << 20),
         knobs=KnobsConfig(k=16, tau_s=0.0005),
+        priority_levels=3,
+        default_priority=2,
         file_name="model.onnx",
         parameters={"mode": "fast"},
         num_latest=1,
@@ -37,6 +39,8 @@ def test_configuration_of_a_batched_model_leaves_out_the_batch_dimension() -> No
     assert config["output"][0]["data_type"] == "TYPE_STRING"
     assert config["dynamic_batching"]["preferred_batch_size"] == [16]
     assert config["dynamic_batching"]["max_queue_delay_microseconds"] == 500
+    assert config["dynamic_batching"]["priority_levels"] == 3
+    assert config["dynamic_batching"]["default_priority_level"] == 2
     assert config["instance_group"][0]["count"] == 2
     assert config["parameters"] == {
         "labels.label": {"string_value": '["no", "yes"]'},
