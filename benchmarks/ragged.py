@@ -1,6 +1,6 @@
 """Sequences of different lengths: buckets of the server against padding by the client.
 
-`python -m benchmarks.ragged [--rounds N] [--seconds S] [PART...]`, parts `encoder`, `ocr`. The
+`python -m benchmarks.ragged [--rounds N] [PART...]`, parts `encoder`, `ocr`. The
 second one reads lines of text with the recogniser of the package `rapidocr`.
 """
 
@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import http.client
+import os
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,10 +26,10 @@ import onnxruntime
 from PIL import Image, ImageDraw, ImageFont
 from tritonclient.http import InferenceServerClient, InferInput
 
+import lrai
 from benchmarks.models import Array
-from benchmarks.payloads import request
+from benchmarks.payloads import Payload, request
 from benchmarks.report import ROOT, Goal, Section, Spread, Table, environment, write
-from lrai import _native
 from lrai.testing import ServerProcess, start_server
 from lrai.testing.models import encoder
 
@@ -37,37 +40,11 @@ SEQUENCES, LINES = 256, 96
 ROWS = (8, 32)
 WIDEST = 8
 TOLERANCE = 1e-4
-WORDS = [
-    "batch",
-    "queue",
-    "the",
-    "of",
-    "an",
-    "answer",
-    "model",
-    "length",
-    "padding",
-    "bucket",
-    "reads",
-    "and",
-    "server",
-    "quickly",
-    "line",
-    "recogniser",
-    "every",
-    "word",
-    "counts",
-    "2026",
-    "requests",
-    "second",
-    "measured",
-    "twice",
-    "width",
-    "picture",
-]
+WORDS = """batch queue the of an answer model length padding bucket reads and server quickly line
+recogniser every word counts 2026 requests second measured twice width picture""".split()  # noqa: SIM905
 HOW = f"""Closed loop over the binary face, {CONNECTIONS} sequences under way at any time, the same
-sequences in the same order for every variant. One server runs all of them, measured in turn in
-every round. `buckets`: each request has its own length, the server pads to the edge of its bucket
+sequences once and in the same order for every variant. One server with one engine thread per
+model runs all of them, in turn in every round; the time is that until the last answer. `buckets`: each request has its own length, the server pads to the edge of its bucket
 and cuts the answers. `alone`: the same with padding = off, so that only equal lengths share a
 batch. `client N`: the client takes N sequences as they come, pads them to the longest among them
 and sends them as one request. `client max`: the client pads to the model's maximum, the server
@@ -89,12 +66,25 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """One round of one variant."""
+
+    rate: float
+    """Sequences per second."""
+    cpu_ms: float
+    """Processor time of the actor for each sequence."""
+
+
+Samples = Mapping[str, Sequence[Sample]]
+"""Those of each variant, round by round."""
+
+
+@dataclass(frozen=True)
 class Part:
     """What one model has shown."""
 
     name: str
-    rates: Mapping[str, Sequence[float]]
-    """Sequences per second of each variant, round by round."""
+    samples: Samples
     checks: Sequence[Goal]
     notes: Sequence[str]
 
@@ -104,20 +94,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=[])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=6.0)
     given = parser.parse_args()
-    settings = {"rounds": given.rounds, "seconds": given.seconds, "connections": CONNECTIONS}
-    client = f"lrai's load generator {_native.__version__} (native, one thread)"
-    where = environment(client, {"lrai": _native.__version__}, settings)
+    settings = {"rounds": given.rounds, "connections": CONNECTIONS}
+    where = environment("http.client of Python", {"lrai": lrai.__version__}, settings)
     command = " ".join(["python -m benchmarks.ragged", *(given.parts or PARTS)])
-    command += f" --rounds {given.rounds} --seconds {given.seconds:g}"
-    parts = [PARTS[name](given.rounds, given.seconds) for name in given.parts or PARTS]
+    command += f" --rounds {given.rounds}"
+    parts = [PARTS[name](given.rounds) for name in given.parts or PARTS]
     section = Section(
         name="ragged",
         title="Ragged input",
         how=HOW,
         tables=[_table(part) for part in parts],
-        goals=[goal for part in parts for goal in (*GOALS[part.name](part.rates), *part.checks)],
+        goals=[goal for part in parts for goal in (*GOALS[part.name](part.samples), *part.checks)],
         notes=[note for part in parts for note in part.notes],
         data=[dataclasses.asdict(part) for part in parts],
     )
@@ -125,7 +113,7 @@ def main() -> None:
     print((RESULTS / "ragged.md").read_text())
 
 
-def run_encoder(rounds: int, seconds: float) -> Part:
+def run_encoder(rounds: int) -> Part:
     """Measure a transformer encoder of 6 layers, 384 wide, on lengths of a log-normal law."""
     random = np.random.default_rng(11)
     lengths = np.clip(random.lognormal(np.log(MEDIAN), SIGMA, SEQUENCES), 1, LONGEST).astype(int)
@@ -142,12 +130,12 @@ def run_encoder(rounds: int, seconds: float) -> Part:
                 Variant("client max", "off", _padded(sequences, LONGEST), 1),
                 *(Variant(f"client {n}", "off", _grouped(sequences, n), n) for n in ROWS),
             ]
-            rates = _measure(server, variants, rounds, seconds)
+            samples = _measure(server, variants, rounds)
     spread = f"{lengths.min()} to {lengths.max()}, mean {lengths.mean():.0f}"
-    return Part("encoder", rates, checks, [f"encoder: {SEQUENCES} sequences, lengths {spread}."])
+    return Part("encoder", samples, checks, [f"encoder: {SEQUENCES} sequences, lengths {spread}."])
 
 
-def run_ocr(rounds: int, seconds: float) -> Part:
+def run_ocr(rounds: int) -> Part:
     """Measure the recogniser on lines of text, 48 pixels high and as wide as their text."""
     spec = find_spec("rapidocr")
     if spec is None or not spec.submodule_search_locations:
@@ -168,10 +156,10 @@ def run_ocr(rounds: int, seconds: float) -> Part:
             Variant("alone", "off", lines, 1),
             Variant(f"client {WIDEST}", "off", _grouped(lines, WIDEST), WIDEST),
         ]
-        rates = _measure(server, variants, rounds, seconds)
+        samples = _measure(server, variants, rounds)
     spread = f"{min(widths)} to {max(widths)} pixels, mean {sum(widths) / len(widths):.0f}"
     note = f"ocr: {LINES} lines of text, {spread}; buckets are multiples of 32 pixels."
-    return Part("ocr", rates, checks, [note])
+    return Part("ocr", samples, checks, [note])
 
 
 @contextmanager
@@ -180,42 +168,51 @@ def _server(model: Path, folder: Path, settings: Mapping[str, str]) -> Iterator[
     for name, text in settings.items():
         (folder / name / "1").mkdir(parents=True)
         (folder / name / "1" / "model.onnx").symlink_to(model)
-        (folder / name / "lrai.toml").write_text(f"[model]\n{text}\n")
+        (folder / name / "lrai.toml").write_text(f"[model]\nthreads = 1\n{text}\n")
     with start_server(folder) as server:
         yield server
 
 
 def _measure(
-    server: ServerProcess, variants: Sequence[Variant], rounds: int, seconds: float
-) -> dict[str, list[float]]:
-    rates: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    server: ServerProcess, variants: Sequence[Variant], rounds: int
+) -> dict[str, list[Sample]]:
+    samples: dict[str, list[Sample]] = {variant.name: [] for variant in variants}
     for turn in range(rounds):
         for variant in (*variants[turn % len(variants) :], *variants[: turn % len(variants)]):
-            _send(server, variant, 1.0)
-            rates[variant.name].append(_send(server, variant, seconds) * variant.rows)
-            print(f"{variant.name:12} {rates[variant.name][-1]:8.1f}/s", flush=True)
-    return rates
+            sample = _send(server, variant)
+            samples[variant.name].append(sample)
+            print(f"{variant.name:12} {sample}", flush=True)
+    return samples
 
 
-def _send(server: ServerProcess, variant: Variant, seconds: float) -> float:
-    """Return answered requests per second."""
-    settings = {
-        "address": server.http,
-        "protocol": "http",
-        "path": "",
-        "connections": max(1, CONNECTIONS // variant.rows),
-        "rate": None,
-        "duration_s": seconds,
-        "timeout_s": 60.0,
-    }
-    texts = [
-        request(variant.model, "binary", inputs).http_request(server.http)
-        for inputs in variant.batches
-    ]
-    report = json.loads(_native.run_load(json.dumps(settings), texts))
-    if report["errors"]:
-        raise SystemExit(f"error: {variant.name}: {report['errors_by_kind']}")
-    return float(report["rate"])
+def _send(server: ServerProcess, variant: Variant) -> Sample:
+    """Send every request once, from as many connections as keep that many sequences under way."""
+    texts = [request(variant.model, "binary", inputs) for inputs in variant.batches]
+    threads = threading.local()
+
+    def ask(payload: Payload) -> None:
+        if not hasattr(threads, "connection"):
+            threads.connection = http.client.HTTPConnection(server.http)
+        threads.connection.request("POST", payload.path, payload.body, dict(payload.headers))
+        answer = threads.connection.getresponse()
+        body = answer.read()
+        if answer.status != 200:
+            raise SystemExit(f"error: {variant.name}: {body[:300]!r}")
+
+    actor = server.actors(variant.model)[0]
+    with ThreadPoolExecutor(max(1, CONNECTIONS // variant.rows)) as pool:
+        list(pool.map(ask, texts[: CONNECTIONS // variant.rows]))
+        began_s, used_s = time.perf_counter(), _cpu_s(actor)
+        list(pool.map(ask, texts))
+        seconds, used_s = time.perf_counter() - began_s, _cpu_s(actor) - used_s
+    count = variant.rows * len(texts)
+    return Sample(count / seconds, 1000 * used_s / count)
+
+
+def _cpu_s(pid: int) -> float:
+    """Return the processor time of a process, all its threads together."""
+    columns = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(columns[11]) + int(columns[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _tokens(length: int, random: np.random.Generator) -> dict[str, Array]:
@@ -321,42 +318,48 @@ def _picture(text: str) -> Array:
 
 
 def _table(part: Part) -> Table:
-    buckets = part.rates["buckets"]
     rows = [
         [
             name,
-            Spread.of(rates).text(1),
-            Spread.of([one / other for one, other in zip(buckets, rates, strict=True)]).text(2),
+            Spread.of([sample.rate for sample in samples]).text(1),
+            _ratio(part.samples, name).text(2),
+            Spread.of([sample.cpu_ms for sample in samples]).text(1),
         ]
-        for name, rates in part.rates.items()
+        for name, samples in part.samples.items()
     ]
-    return Table(part.name, ("variant", "sequences/s", "buckets / this"), rows)
+    return Table(
+        part.name, ("variant", "sequences/s", "buckets / this", "actor's CPU ms each"), rows
+    )
 
 
-def _ratio(rates: Mapping[str, Sequence[float]], name: str, least: float, text: str) -> Goal:
-    pairs = zip(rates["buckets"], rates[name], strict=True)
-    spread = Spread.of([one / other for one, other in pairs])
+def _ratio(samples: Samples, name: str) -> Spread:
+    pairs = zip(samples["buckets"], samples[name], strict=True)
+    return Spread.of([buckets.rate / other.rate for buckets, other in pairs])
+
+
+def _goal(samples: Samples, name: str, least: float, text: str) -> Goal:
+    spread = _ratio(samples, name)
     return Goal(text, spread.text(2), spread.median >= least)
 
 
-def _encoder_goals(rates: Mapping[str, Sequence[float]]) -> list[Goal]:
+def _encoder_goals(samples: Samples) -> list[Goal]:
     text = "encoder: at least 1.8x the throughput of padding to the"
     return [
-        *(_ratio(rates, f"client {n}", 1.8, f"{text} longest of {n}") for n in ROWS),
-        _ratio(rates, "client max", 1.8, f"{text} maximum of {LONGEST}"),
+        *(_goal(samples, f"client {n}", 1.8, f"{text} longest of {n}") for n in ROWS),
+        _goal(samples, "client max", 1.8, f"{text} maximum of {LONGEST}"),
     ]
 
 
-def _ocr_goals(rates: Mapping[str, Sequence[float]]) -> list[Goal]:
+def _ocr_goals(samples: Samples) -> list[Goal]:
     widest = f"ocr: at least 1.5x the throughput of padding to the widest of {WIDEST}"
     return [
-        _ratio(rates, f"client {WIDEST}", 1.5, widest),
-        _ratio(rates, "alone", 1.0, "ocr: not below serving each line alone"),
+        _goal(samples, f"client {WIDEST}", 1.5, widest),
+        _goal(samples, "alone", 1.0, "ocr: not below serving each line alone"),
     ]
 
 
-PARTS: Mapping[str, Callable[[int, float], Part]] = {"encoder": run_encoder, "ocr": run_ocr}
-GOALS: Mapping[str, Callable[[Mapping[str, Sequence[float]]], list[Goal]]] = {
+PARTS: Mapping[str, Callable[[int], Part]] = {"encoder": run_encoder, "ocr": run_ocr}
+GOALS: Mapping[str, Callable[[Samples], list[Goal]]] = {
     "encoder": _encoder_goals,
     "ocr": _ocr_goals,
 }

@@ -134,7 +134,7 @@ class Window:
 
     @property
     def service(self) -> list[tuple[int, int, int, int, int]]:
-        """Batches since the last look: bucket edge, rows, count, their times in us, squares in us^2.
+        """Batches since the last look: bucket edge, rows, count, times in us, squares in us^2.
 
         A time is what the batch took at its replica, as the gateway saw it.
         """
