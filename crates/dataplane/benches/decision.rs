@@ -1,6 +1,6 @@
 //! How long the line's decisions take, and that they allocate nothing: `cargo bench --bench decision`.
 //!
-//! A turn is what happens around one request: it is admitted (joinable, lateness, add), the next batch is chosen, and it is
+//! A turn is what happens around one request: it is admitted (admit, add), the next batch is chosen, and it is
 //! asked when to look again. Each verb is timed by itself, clock included.
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use lrai_dataplane::knobs::Knobs;
-use lrai_dataplane::line::{Arrival, LOWEST, Line, Replicas};
+use lrai_dataplane::line::{Admission, Arrival, LOWEST, Line, Replicas};
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
@@ -98,7 +98,9 @@ fn run(case: &Case) -> Result<(), Box<dyn std::error::Error>> {
     for turn in 0..TURNS + 1000 {
         if turn == 1000 {
             allocations = ALLOCATIONS.load(Relaxed);
-            times.iter_mut().for_each(|times| times.1.clear());
+            for verb in &mut times {
+                verb.1.clear();
+            }
         }
         now += Duration::from_micros(20);
         let number = turn as u64;
@@ -108,10 +110,11 @@ fn run(case: &Case) -> Result<(), Box<dyn std::error::Error>> {
         let arrival = Arrival { rows: 1, edge: 0, rank, account, now, deadline };
         // Every batch is of a kind of its own, so that as many wait as are wanted.
         times[0].time(|| {
-            let joins = line.joinable(&arrival, &knobs, |kind| kind.number == number / 4, |_| true);
-            black_box(line.lateness(&arrival, joins, &knobs, replicas));
-            let kind = Kind { number: number / 4, accounts: [0; 4] };
-            let index = joins.unwrap_or_else(|| line.open(&arrival, 32, kind));
+            let is_alike = |kind: &Kind| kind.number == number / 4;
+            let index = match line.admit(&arrival, &knobs, replicas, is_alike, |_| true) {
+                Admission::Joins(index) => index,
+                _ => line.open(&arrival, 32, Kind { number: number / 4, accounts: [0; 4] }),
+            };
             line.add(index, &arrival, &knobs).payload.accounts[turn % 4] = account;
         });
         times[2].time(|| line.next_check(&knobs));

@@ -99,6 +99,11 @@ impl TryFrom<Vec<(u32, u32, f64)>> for Service {
 }
 
 impl Service {
+    /// Whether there is anything to predict from.
+    pub fn is_known(&self) -> bool {
+        !self.points.is_empty()
+    }
+
     /// How long a batch takes; `None` = nothing is known. A bucket without points counts as the next larger one that
     /// has some, or else as the largest.
     pub fn predict(&self, edge: u32, rows: u32) -> Option<Duration> {

@@ -2,8 +2,7 @@
 //! would come. It does no I/O, takes no lock, reads no clock and decides without an allocation, so that the queue of the
 //! server and the simulator run the same code.
 //!
-//! A caller admits a request in four steps: [`Line::joinable`], [`Line::lateness`], [`Line::open`] if there was nothing
-//! to join, [`Line::add`].
+//! A caller admits a request in three steps: [`Line::admit`], [`Line::open`] if it opens a batch, [`Line::add`].
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
@@ -87,8 +86,7 @@ impl<P> Waiting<P> {
         if self.is_rerun() {
             return Some(Closed::Split);
         }
-        let most = self.max_rows.min(knobs.most_rows(self.edge));
-        if self.sealed || self.rows >= most || (knobs.k > 0 && self.rows >= knobs.k) {
+        if self.sealed || self.rows >= self.most_rows(knobs) || (knobs.k > 0 && self.rows >= knobs.k) {
             return Some(Closed::Full);
         }
         if knobs.work_conserving {
@@ -100,10 +98,25 @@ impl<P> Waiting<P> {
         self.latest(knobs).is_some_and(|latest| now >= latest).then_some(Closed::Deadline)
     }
 
+    fn most_rows(&self, knobs: &Knobs) -> u32 {
+        self.max_rows.min(knobs.most_rows(self.edge))
+    }
+
     /// When it must leave for its nearest deadline.
     fn latest(&self, knobs: &Knobs) -> Option<Instant> {
         self.deadline.map(|deadline| deadline.checked_sub(self.service + knobs.slack).unwrap_or(self.born))
     }
+}
+
+/// What becomes of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It joins the batch at this index.
+    Joins(usize),
+    /// It opens a batch.
+    Opens,
+    /// It is refused, because its answer would come so long after its deadline.
+    Late(Duration),
 }
 
 /// A batch that leaves.
@@ -143,59 +156,72 @@ impl<P> Default for Line<P> {
 }
 
 impl<P> Line<P> {
-    /// The open batch that the request can join; there is at most one of its kind. When that is too full for it, it is
-    /// sealed: order is kept. `is_alike` says whether they are of one kind, `fits` whether there is room beside rows.
-    pub fn joinable(
+    /// Where a request goes. `is_alike` says whether a batch is of its kind, of which at most one is open; `fits`, whether
+    /// there is room for it beside that for rows.
+    ///
+    /// A request joins the open batch unless that would make those late who are in it. Then it opens another one, but only
+    /// if even a batch of the same size would be in time: an overload must not fall apart into batches of one row.
+    pub fn admit(
         &mut self,
         arrival: &Arrival,
         knobs: &Knobs,
+        replicas: Replicas,
         is_alike: impl Fn(&P) -> bool,
         fits: impl FnOnce(&P) -> bool,
-    ) -> Option<usize> {
-        let index = self.batches.iter().rposition(|batch| !batch.sealed && is_alike(&batch.payload))?;
-        let batch = &mut self.batches[index];
-        let most = batch.max_rows.min(knobs.most_rows(batch.edge));
-        batch.sealed = batch.rows + arrival.rows > most || !fits(&batch.payload);
-        (!batch.sealed).then_some(index)
-    }
-
-    /// By how much the answer to a request would miss its deadline, if it would. What cannot be predicted is not late, nor
-    /// is a request that nobody competes with: its service time is news.
-    pub fn lateness(
-        &self,
-        arrival: &Arrival,
-        joins: Option<usize>,
-        knobs: &Knobs,
-        replicas: Replicas,
-    ) -> Option<Duration> {
-        let deadline = arrival.deadline?;
-        if replicas.ready == 0 || (replicas.free > 0 && self.batches.is_empty()) {
-            return None;
+    ) -> Admission {
+        let is_open = |batch: &Waiting<P>| !batch.sealed && is_alike(&batch.payload);
+        let Some(index) = self.batches.iter().rposition(is_open) else {
+            let end = self.end(arrival, None, arrival.rows, knobs, replicas);
+            return self.late(arrival, end, replicas).map_or(Admission::Opens, Admission::Late);
+        };
+        let batch = &self.batches[index];
+        let (rows, most) = (batch.rows + arrival.rows, batch.most_rows(knobs));
+        let mut size = arrival.rows;
+        if rows <= most && fits(&batch.payload) {
+            let end = self.end(arrival, Some(index), rows, knobs, replicas);
+            let spoils = end.zip(batch.deadline).is_some_and(|(end, deadline)| end > deadline);
+            if !spoils {
+                return self.late(arrival, end, replicas).map_or(Admission::Joins(index), Admission::Late);
+            }
+            size = size.max(batch.rows);
         }
-        let end = self.completion(arrival, joins, knobs, replicas)?;
-        (end + knobs.slack).checked_duration_since(deadline).filter(|late| !late.is_zero())
+        let end = self.end(arrival, None, size, knobs, replicas);
+        if let Some(late) = self.late(arrival, end, replicas) {
+            return Admission::Late(late);
+        }
+        // What comes later must not overtake.
+        self.batches[index].sealed = true;
+        Admission::Opens
     }
 
-    /// When the answer to a request would come; `None` without service times.
-    pub fn completion(
+    /// By how much an answer misses its request's deadline, if it does. A request that nobody competes with is never late:
+    /// how long it takes is news.
+    fn late(&self, arrival: &Arrival, end: Option<Instant>, replicas: Replicas) -> Option<Duration> {
+        let is_alone = replicas.free > 0 && self.batches.is_empty();
+        let late = end?.checked_duration_since(arrival.deadline?)?;
+        (!is_alone && !late.is_zero()).then_some(late)
+    }
+
+    /// When the answer to a request would be there, slack included, if its batch had so many rows; `None` where that cannot
+    /// be predicted. `joins` is its batch, if that is in the line.
+    pub fn end(
         &self,
         arrival: &Arrival,
         joins: Option<usize>,
+        rows: u32,
         knobs: &Knobs,
         replicas: Replicas,
     ) -> Option<Instant> {
+        let service = knobs.service.predict(arrival.edge, rows).filter(|_| replicas.ready > 0)?;
         let is_contended = self.tenants.is_contended();
         let share = if is_contended { self.tenants.start(arrival.account) } else { 0 };
         let own = order(arrival.rank, share, arrival.deadline, arrival.now);
-        let joined = joins.map(|index| &self.batches[index]);
-        let own = joined.map_or(own, |batch| batch.order(is_contended).min(own));
-        let rows = arrival.rows + joined.map_or(0, |batch| batch.rows);
-        let service = knobs.service.predict(arrival.edge, rows)?;
+        let own = joins.map_or(own, |index| self.batches[index].order(is_contended).min(own));
         let ahead =
             |(index, batch): &(usize, &Waiting<P>)| joins != Some(*index) && batch.order(is_contended) <= own;
         let before = self.batches.iter().enumerate().filter(ahead).map(|(_, batch)| batch.service);
-        let wait = (replicas.rest + before.sum::<Duration>()) / replicas.ready.max(1);
-        Some(arrival.now + wait + service)
+        let wait = (replicas.rest + before.sum::<Duration>()) / replicas.ready;
+        Some(arrival.now + wait + service + knobs.slack)
     }
 
     /// A new batch, still without requests; returns its index.
@@ -299,11 +325,6 @@ impl<P> Line<P> {
     /// When the oldest batch was born.
     pub fn oldest(&self) -> Option<Instant> {
         self.batches.iter().map(|batch| batch.born).min()
-    }
-
-    /// The nearest deadline of all.
-    pub fn earliest_deadline(&self) -> Option<Instant> {
-        self.batches.iter().filter_map(|batch| batch.deadline).min()
     }
 
     /// Whether no batch waits.

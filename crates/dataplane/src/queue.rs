@@ -12,7 +12,7 @@ use crate::batch::{Batch, Entry, Requests};
 use crate::check::{Checked, PerInput};
 use crate::error::{Error, Result};
 use crate::knobs::Knobs;
-use crate::line::{Arrival, Leaving, Line, Replicas};
+use crate::line::{Admission, Arrival, Leaving, Line, Replicas};
 use crate::link::Link;
 use crate::ragged::Lengths;
 use crate::recovery::Poison;
@@ -81,26 +81,6 @@ impl Replica {
     }
 }
 
-/// One model's queue at one moment.
-pub struct Observed {
-    /// Requests that wait or run.
-    pub pending: u32,
-    /// Busy replicas, with the milliseconds for which they have run their batches.
-    pub inflight_age_ms: Vec<(u64, u64)>,
-    /// Requests admitted so far.
-    pub requests: u64,
-    /// Their rows.
-    pub rows: u64,
-    /// Most rows in 10 ms since the last look.
-    pub burst_rows: u32,
-    /// Age of the oldest waiting request.
-    pub queue_age: Duration,
-    /// Replicas that take batches.
-    pub replicas: u32,
-    /// Batches since the last look: edge, rows, count, microseconds, their squares.
-    pub served: Vec<(u32, u32, u64, u64, u64)>,
-}
-
 /// One model's queue and replicas.
 pub struct Queue {
     pub(crate) stats: Arc<Stats>,
@@ -114,9 +94,9 @@ pub struct Queue {
     bytes: u64,
     last_batch: u64,
     /// What has come so far.
-    arrivals: Arrivals,
+    pub(crate) arrivals: Arrivals,
     /// All that had happened when it was last looked at.
-    observed: u64,
+    pub(crate) observed: u64,
     /// The actors.
     pub replicas: Vec<Replica>,
     /// The current knobs.
@@ -180,11 +160,13 @@ impl Queue {
         let edge = bucket.map_or(0, |bucket| bucket.edge);
         let arrival = Arrival { rows: *rows, edge, rank, account, now, deadline };
         let is_alike = |other: &Requests| other.shapes == checked.shapes;
-        let joins = self.line.joinable(&arrival, &self.knobs, is_alike, |to| to.buffer.fits(max_bytes));
-        if let Some(late) = self.line.lateness(&arrival, joins, &self.knobs, self.load(now)) {
-            return Err((too_late(late), Refusal::Late));
-        }
-        let index = joins.map_or_else(|| self.open(checked, &arrival), Ok)?;
+        let fits = |other: &Requests| other.buffer.fits(max_bytes);
+        let replicas = if self.knobs.service.is_known() { self.load(now) } else { Replicas::default() };
+        let index = match self.line.admit(&arrival, &self.knobs, replicas, is_alike, fits) {
+            Admission::Joins(index) => index,
+            Admission::Opens => self.open(checked, &arrival)?,
+            Admission::Late(late) => return Err((too_late(late), Refusal::Late)),
+        };
         self.arrivals.count(*rows, now);
         let batch = self.line.add(index, &arrival, &self.knobs);
         batch.writing += 1;
@@ -227,7 +209,7 @@ impl Queue {
     }
 
     /// What the replicas do.
-    fn load(&self, now: Instant) -> Replicas {
+    pub(crate) fn load(&self, now: Instant) -> Replicas {
         let mut load = Replicas::default();
         for replica in self.replicas.iter().filter(|replica| replica.ready) {
             load.ready += 1;
@@ -296,7 +278,7 @@ impl Queue {
             let is_late = |entry: &Entry| entry.deadline.is_some_and(|end| Some(end) < hopeless);
             let dead = batch.remove(|entry| is_dead(entry) || is_late(entry));
             self.cancel(dead, now);
-            if batch.rows == 0 && batch.payload.entries.is_empty() {
+            if batch.payload.entries.is_empty() {
                 continue;
             }
             batch.service = self.knobs.service.predict(batch.edge, batch.rows).unwrap_or_default();
@@ -340,27 +322,6 @@ impl Queue {
     pub fn set_knobs(&mut self, knobs: Knobs) {
         self.knobs = knobs;
         self.line.predict(&self.knobs);
-    }
-
-    /// What the control plane looks at; `None` if nothing has happened since it last looked and nothing is under way.
-    pub fn observe(&mut self, now: Instant) -> Option<Observed> {
-        let happened = self.stats.happened() + self.arrivals.requests;
-        if self.pending == 0 && happened == self.observed {
-            return None;
-        }
-        self.observed = happened;
-        let since = |start: Instant| now.duration_since(start);
-        let runs = |one: &Replica| Some((one.id, since(one.running.as_ref()?.sent).as_millis() as u64));
-        Some(Observed {
-            pending: self.pending,
-            inflight_age_ms: self.replicas.iter().filter_map(runs).collect(),
-            requests: self.arrivals.requests,
-            rows: self.arrivals.rows,
-            burst_rows: std::mem::take(&mut self.arrivals.burst_rows),
-            queue_age: self.line.oldest().map_or(Duration::ZERO, since),
-            replicas: self.load(now).ready,
-            served: self.stats.take_served(),
-        })
     }
 
     /// Takes requests that are answered off the books.

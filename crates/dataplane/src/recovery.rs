@@ -84,8 +84,9 @@ impl Queue {
 
     /// Runs the halves of a batch again, before everything else.
     pub fn split(&mut self, batch: Batch) {
-        let halves = batch.split(self.take_id());
-        halves.into_iter().for_each(|half| self.line.again(half));
+        for half in batch.split(self.take_id()) {
+            self.line.again(half);
+        }
     }
 
     /// Answers every request of a batch with an error.

@@ -87,20 +87,13 @@ impl Histogram {
 }
 
 /// Upper bound of the first bucket of latencies, in microseconds.
-const FIRST_US: u64 = 16;
+pub(crate) const FIRST_US: u64 = 16;
 /// Buckets per doubling: a quantile read from them is at most an eighth too high.
-const PER_OCTAVE: u64 = 8;
+pub(crate) const PER_OCTAVE: u64 = 8;
 /// Doublings: the last bound is 67 s.
-const OCTAVES: u64 = 22;
+pub(crate) const OCTAVES: u64 = 22;
 /// Buckets of latencies.
 const LATENCIES: usize = 2 + (OCTAVES * PER_OCTAVE) as usize;
-
-/// Upper bounds of the latency buckets, in microseconds: eight equal steps in each doubling.
-pub fn latency_bounds_us() -> Vec<u64> {
-    let octave =
-        |octave| (1..=PER_OCTAVE).map(move |step| (FIRST_US << octave) / PER_OCTAVE * (PER_OCTAVE + step));
-    std::iter::once(FIRST_US).chain((0..OCTAVES).flat_map(octave)).collect()
-}
 
 /// The bucket of a latency; one on a bound belongs to the bucket below it.
 fn latency_bucket(ns: u64) -> usize {
@@ -218,18 +211,6 @@ impl Stats {
         *infer += infer_ns;
         let [count, sum, squares] = sizes.recent.entry((edge, rows)).or_default();
         (*count, *sum, *squares) = (*count + 1, *sum + us, squares.saturating_add(us.saturating_mul(us)));
-    }
-
-    /// Grows with everything that is counted here.
-    pub(crate) fn happened(&self) -> u64 {
-        let counts = [&self.closed[..], &self.refused[..], &self.latency.0[..]].into_iter().flatten();
-        counts.map(|count| count.load(Relaxed)).sum()
-    }
-
-    /// Takes the batches that have come back since this was last called, by edge and rows.
-    pub(crate) fn take_served(&self) -> Vec<(u32, u32, u64, u64, u64)> {
-        let recent = std::mem::take(&mut self.sizes.lock().recent);
-        recent.into_iter().map(|((edge, rows), [count, us, us2])| (edge, rows, count, us, us2)).collect()
     }
 
     /// Tells how many requests wait or run now.

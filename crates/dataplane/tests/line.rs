@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use lrai_dataplane::knobs::Knobs;
-use lrai_dataplane::line::{Arrival, LOWEST, Leaving, Line, Replicas};
+use lrai_dataplane::line::{Admission, Arrival, LOWEST, Leaving, Line, Replicas};
 use lrai_dataplane::stats::Closed;
 use proptest::prelude::*;
 
@@ -40,11 +40,11 @@ impl World {
     /// Admits a request as the queue does; returns its number, or by how much it is too late.
     fn admit(&mut self, arrival: Arrival, replicas: Replicas) -> Result<usize, Duration> {
         let Self { line, knobs, .. } = self;
-        let joins = line.joinable(&arrival, knobs, |_| true, |_| true);
-        if let Some(late) = line.lateness(&arrival, joins, knobs, replicas) {
-            return Err(late);
-        }
-        let index = joins.unwrap_or_else(|| line.open(&arrival, MAX_ROWS.max(arrival.rows), Vec::new()));
+        let index = match line.admit(&arrival, knobs, replicas, |_| true, |_| true) {
+            Admission::Joins(index) => index,
+            Admission::Opens => line.open(&arrival, MAX_ROWS.max(arrival.rows), Vec::new()),
+            Admission::Late(late) => return Err(late),
+        };
         line.add(index, &arrival, knobs).payload.push(self.arrived);
         self.arrived += 1;
         Ok(self.arrived - 1)
@@ -209,6 +209,23 @@ fn a_request_that_would_be_late_is_told_by_how_much() {
     assert_eq!(world.admit(world.request(0, 1), two), Ok(2), "another replica helps");
     let urgent = Arrival { rank: 1, ..world.request(0, 8) };
     assert_eq!(world.admit(urgent, ONE_BUSY), Ok(3), "what comes first does not wait for the others");
+}
+
+#[test]
+fn who_waits_is_not_made_late_by_who_joins() {
+    let mut world = World::new(r#"{"service":[[0,1,1000],[0,8,8000]]}"#);
+    let by = |world: &World, ms, rows| Arrival { deadline: Some(world.at(ms)), ..world.request(0, rows) };
+    world.admit(by(&world, 4, 2), ONE_BUSY).unwrap();
+    assert_eq!(world.admit(by(&world, 4, 1), ONE_BUSY), Ok(1), "1 + 3 is in time for both");
+    assert_eq!(
+        world.admit(by(&world, 6, 1), ONE_BUSY),
+        Err(MS),
+        "four rows spoil it; another three take until 7"
+    );
+    assert_eq!(world.admit(by(&world, 7, 1), ONE_BUSY), Ok(2));
+    assert_eq!(world.admit(world.request(0, 1), ONE_BUSY), Ok(3), "who has time joins those who have");
+    let batches = std::iter::from_fn(|| world.leave(0)).map(|leaving| leaving.batch.payload);
+    assert_eq!(batches.collect::<Vec<_>>(), [vec![0, 1], vec![2, 3]]);
 }
 
 #[test]

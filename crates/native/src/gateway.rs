@@ -7,10 +7,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use lrai_dataplane::config::Config;
 use lrai_dataplane::dataplane::Dataplane;
 use lrai_dataplane::error::Error;
+use lrai_dataplane::faces::observation::latency_bounds_us;
 use lrai_dataplane::knobs::Knobs;
 use lrai_dataplane::listen::{self, Running};
 use lrai_dataplane::models::Model;
-use lrai_dataplane::stats::{Refusal, latency_bounds_us};
+use lrai_dataplane::stats::Refusal;
 use pyo3::prelude::*;
 
 use crate::refuse;

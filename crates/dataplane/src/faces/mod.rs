@@ -28,6 +28,7 @@ pub mod config;
 pub mod deadline;
 pub mod guard;
 pub mod metrics;
+pub mod observation;
 pub(crate) mod parameters;
 mod replacement;
 pub mod repository;

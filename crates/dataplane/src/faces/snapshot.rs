@@ -79,7 +79,7 @@ pub struct Snapshot {
     pub closed: [u64; Closed::LABELS.len()],
     /// Refusals by reason, in the order of [`Refusal::LABELS`].
     pub refused: [u64; Refusal::LABELS.len()],
-    /// From request complete to answer begun, by [`crate::stats::latency_bounds_us`].
+    /// From request complete to answer begun, by [`super::observation::latency_bounds_us`].
     pub latency_counts: Vec<u64>,
     /// Requests answered after their deadline.
     pub late: u64,
