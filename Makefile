@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 REQUIREMENTS := $(BIN)/python scripts/requirements.py
 INSTALL := PATH="$(abspath $(BIN)):$$PATH" $(PIP) install -c requirements.lock --no-build-isolation
 NATIVE := $(shell find crates -name '*.rs' -o -name '*.toml' -o -name '*.proto') Cargo.toml Cargo.lock
-DEBIAN := build-essential curl git python3-dev python3-venv
+DEBIAN := build-essential curl git python3-dev python3-venv redis-server
 WHEEL_GLIBC := manylinux_2_28
 MAKEFLAGS += --no-print-directory
 SHELL := bash

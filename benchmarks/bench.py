@@ -62,7 +62,7 @@ class Bench:
 
     def threads(self, model: str) -> int:
         """Threads of its session: one where a batch takes microseconds, else every core."""
-        return 1 if model == "mlp" else len(os.sched_getaffinity(0))
+        return 1 if model in ("mlp", "mlp_large") else len(os.sched_getaffinity(0))
 
     def served(self, model: str) -> Served:
         """The model as peers get it."""

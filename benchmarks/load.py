@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,8 @@ class Load:
     seconds: float
     rate: float = 0.0
     """Requests/s at scheduled times (open loop); 0 = each connection waits for its answer."""
+    due_us: Sequence[int] = ()
+    """Instead of a rate: when requests are due, since the start (native client only)."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class NativeClient(Client):
             "path": load.payload.path if grpc else "",
             "connections": load.connections,
             "rate": load.rate or None,
+            "due_us": list(load.due_us),
             "duration_s": load.seconds,
             "timeout_s": 30.0,
         }

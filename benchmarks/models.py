@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -30,6 +31,7 @@ IR_VERSION = 10
 VOCABULARY = 30522
 SEQUENCE = 128
 MLP_WIDTHS = (30, 64, 32, 2)
+LARGE_MLP_WIDTHS = (512, 1024, 1024, 16)
 
 Array: TypeAlias = NDArray[Any]
 
@@ -99,11 +101,11 @@ class _Graph:
         onnx.save(model, path)
 
 
-def _build_mlp(path: Path) -> None:
-    """Writes the MLP 30-64-32-2, and its weights as bare floats for the C server."""
+def _build_mlp(path: Path, widths: tuple[int, ...] = MLP_WIDTHS) -> None:
+    """Writes an MLP, and its weights as bare floats for the C server."""
     graph = _Graph(np.random.default_rng(1))
     current = "input"
-    layers = list(pairwise(MLP_WIDTHS))
+    layers = list(pairwise(widths))
     for index, (inner, outer) in enumerate(layers):
         last = index == len(layers) - 1
         weight = graph.normal((inner, outer), (2.0 / inner) ** 0.5)
@@ -111,7 +113,7 @@ def _build_mlp(path: Path) -> None:
         outputs = ["output"] if last else [f"hidden{index}"]
         graph.nodes.append(helper.make_node("Gemm", [current, weight, bias], outputs))
         current = outputs[0] if last else graph.add("Relu", outputs[0])
-    graph.save(path, {"input": (TensorProto.FLOAT, (MLP_WIDTHS[0],))}, ("output", MLP_WIDTHS[-1]))
+    graph.save(path, {"input": (TensorProto.FLOAT, (widths[0],))}, ("output", widths[-1]))
     floats = [numpy_helper.to_array(weight).astype("<f4").tobytes() for weight in graph.weights]
     path.with_suffix(".floats").write_bytes(b"".join(floats))
 
@@ -277,6 +279,12 @@ def _measurements(rows: int) -> dict[str, Array]:
     return {"input": np.round(values, 4).astype(np.float32)}
 
 
+def _features(rows: int) -> dict[str, Array]:
+    """What the large MLP reads."""
+    values = np.random.default_rng(8).normal(0.0, 1.0, (rows, LARGE_MLP_WIDTHS[0]))
+    return {"input": np.round(values, 4).astype(np.float32)}
+
+
 def _tokens(rows: int) -> dict[str, Array]:
     """Random tokens without padding: every row costs the same."""
     rng = np.random.default_rng(6)
@@ -288,6 +296,7 @@ MODELS = {
     model.name: model
     for model in (
         BenchModel("mlp", _build_mlp, _measurements, "output"),
+        BenchModel("mlp_large", partial(_build_mlp, widths=LARGE_MLP_WIDTHS), _features, "output"),
         BenchModel("resnet50", _build_resnet50, _picture, "output"),
         BenchModel("resnet50_int8", _build_resnet50_int8, _picture, "output"),
         BenchModel("transformer", _build_transformer, _tokens, "output"),

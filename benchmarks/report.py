@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+_VERDICTS = {True: "yes", False: "**no**", None: "void"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Goal:
 
     text: str
     measured: str
-    holds: bool
+    holds: bool | None
+    """None: void, because the machine itself did not allow it in this run."""
 
 
 @dataclass(frozen=True)
@@ -156,9 +158,7 @@ def _markdown(section: Section, where: Environment) -> str:
     software = f"Client: {where.client}, on the same cores. Python {where.python}. {versions}."
     parts = [f"# {section.title}", section.how, machine, software, f"`{where.command}`"]
     if section.goals:
-        rows = [
-            [goal.text, goal.measured, "yes" if goal.holds else "**no**"] for goal in section.goals
-        ]
+        rows = [[goal.text, goal.measured, _VERDICTS[goal.holds]] for goal in section.goals]
         parts.append(Table("Goals", ["goal", "measured", "holds"], rows).markdown())
     parts += [table.markdown() for table in section.tables]
     parts += [f"- {note}" for note in section.notes]

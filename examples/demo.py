@@ -65,7 +65,7 @@ class Server:
                 title = folder.joinpath("cmdline").read_bytes().decode(errors="replace")
             except OSError:
                 continue
-            if parent == self.process.pid and model in title:
+            if parent == self.process.pid and model in title and "standby" not in title:
                 return int(folder.name)
         return 0
 

@@ -1,8 +1,9 @@
 """Counts code lines against their budgets and prints the difference to the last commit.
 
 A code line carries at least one code token: blanks, comments and docstrings are free, and so are
-Rust's test modules. The core engine has a bound, not reached yet, and a ceiling that must hold;
-a part's own budget is only a smoke alarm. Run it from the root of the repository.
+Rust's test modules. The core engine and the checker of proofs have a bound each, not reached yet,
+and a ceiling that must hold; a part's own budget is only a smoke alarm. Run it from the root of the
+repository.
 """
 
 import ast
@@ -20,6 +21,10 @@ from rust_lines import count_rust
 # second figure is only ever lowered.
 CORE_BOUND = 5_000
 CORE_CEILING = 6_870
+# The same for the program that proves certificates again.
+CHECKER = "verifier: checker"
+CHECKER_BOUND = 500
+CHECKER_CEILING = 823
 MAX_LINES = {".py": 500, ".rs": 600}
 ROOTS = ("crates", "python")
 
@@ -41,13 +46,18 @@ def package(*names: str) -> tuple[str, ...]:
 
 # The first part whose prefix matches a file owns it, so exceptions stand before the rule.
 PARTS = (
+    Part("journal", 1_150, ("crates/journal/", "crates/dataplane/src/faces/durable/")),
     Part(
         "faces (Triton extensions, ...)",
         1_200,
         ("crates/dataplane/src/faces/", "python/lrai/gateway/faces/"),
     ),
     Part("load generator", 500, ("crates/loadgen/src/", "crates/native/src/loadgen")),
-    Part("scheduler lab", 400, package("scheduler/lab/")),
+    Part(
+        "scheduler lab, simulator",
+        900,
+        ("crates/simulator/src/", "crates/native/src/simulator", *package("scheduler/lab/")),
+    ),
     Part("other backends", 300, package("backends/openvino", "backends/tvm")),
     Part("dataplane", 2_300, ("crates/dataplane/src/",), core=True),
     Part("native", 300, ("crates/native/src/",), core=True),
@@ -64,6 +74,7 @@ PARTS = (
     Part("engine", 250, package("engine")),
     Part("registry", 400, package("registry/")),
     Part("compiler", 1_600, package("compiler/")),
+    Part(CHECKER, CHECKER_BOUND, package("verifier/checker/")),
     Part("verifier", 2_200, package("verifier/")),
     Part("monitor", 1_200, package("monitor/")),
     Part("llm", 1_200, package("llm/")),
@@ -179,15 +190,20 @@ def table(now: dict[str, int], before: dict[str, int]) -> int:
 def main() -> int:
     """Prints the table; 1 if the core or a file is too large."""
     files = working_files()
-    core_sum = table(sizes(files), sizes(committed_files()))
+    now = sizes(files)
+    core_sum = table(now, sizes(committed_files()))
     faults = too_long(files)
-    if core_sum > CORE_BOUND:
-        print(f"not reached: the core engine is {core_sum - CORE_BOUND} lines above its bound")
-    if core_sum > CORE_CEILING:
-        faults.append(
-            f"the core engine has {core_sum} code lines, more than {CORE_CEILING}. "
-            "hint: look for the second way of doing a thing"
-        )
+    for name, lines, bound, ceiling in (
+        ("core engine", core_sum, CORE_BOUND, CORE_CEILING),
+        (CHECKER, now.get(CHECKER, 0), CHECKER_BOUND, CHECKER_CEILING),
+    ):
+        if lines > bound:
+            print(f"not reached: {name} is {lines - bound} lines above its bound")
+        if lines > ceiling:
+            faults.append(
+                f"{name} has {lines} code lines, more than {ceiling}. "
+                "hint: look for the second way of doing a thing"
+            )
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     return 1 if faults else 0

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from pathlib import Path
 
@@ -68,11 +69,16 @@ def settings_page() -> str:
 
 
 def scrape() -> str:
-    """What a server with one model shows under /metrics."""
+    """What a server with one model and a journal shows under /metrics."""
     program = Path(sys.executable).with_name("lrai")
     ports = [f"--{face}-port=0" for face in ("http", "grpc", "metrics")]
     command = [str(program), "serve", str(EXAMPLE), "--log-format=json", *ports]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(
+            [*command, "--state", folder], stderr=subprocess.PIPE, text=True
+        ) as server,
+    ):
         address = ""
         for line in server.stderr or ():
             event = json.loads(line)

@@ -22,7 +22,8 @@ HOW = f"""Open loop over {CONNECTIONS} connections: a request is due at a fixed 
 latency counts from then, so a server that stalls pays for all that waited. Steady cells last
 {STEADY_S:.0f} s. The highest rate is searched with cells of {SEARCH_S:.0f} s (by factors of
 1.25, then by halving the gap) for the largest that has p99 below {P99_LIMIT_MS:.0f} ms, no
-error, and keeps up; the rate found is then held for {STEADY_S:.0f} s."""
+error, and keeps up; the rate found is then held for {STEADY_S:.0f} s. A promise
+that a bare C server breaks too, in the same run, is void: the machine decided, not the server."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,10 @@ def run(bench: Bench) -> Section:
     with bench.running(["lrai", "epoll", "triton", "triton-tuned"], ["mlp"]) as peers:
         for rate in PROMISED:
             for peer in peers.values():
-                # A server that cannot keep the lower rate says nothing at the higher one.
-                if all(cell.is_kept for cell in cells if cell.peer == peer.name):
+                # A server that cannot keep the lower rate says nothing at the higher one, but the C
+                # server says what the machine allows.
+                kept = all(cell.is_kept for cell in cells if cell.peer == peer.name)
+                if kept or peer.name == "epoll":
                     cells.append(_hold(bench, peer, "json", rate, STEADY_S))
         for face in FACES:
             for peer in (peers[name] for name in ("lrai", "epoll") if name in peers):
@@ -120,12 +123,17 @@ def _table(cells: list[_Cell]) -> Table:
 
 
 def _goals(cells: list[_Cell]) -> list[Goal]:
+    """What was promised; void where the bare C server, in the same run, did not keep it either."""
     goals = []
     for asked, limit_ms in PROMISED.items():
-        for cell in cells:
-            if (cell.peer, cell.face, cell.asked) == ("lrai", "json", asked):
-                load = cell.sample.load
-                text = f"JSON at {asked:,.0f}/s: no error, p99 below {limit_ms:.0f} ms"
-                holds = cell.keeps(limit_ms)
-                goals.append(Goal(text, f"p99 {load.p99_ms:.3f} ms, {load.errors} errors", holds))
+        at = {cell.peer: cell for cell in cells if (cell.face, cell.asked) == ("json", asked)}
+        if cell := at.get("lrai"):
+            load, limit = cell.sample.load, at.get("epoll")
+            text = f"JSON at {asked:,.0f}/s: no error, p99 below {limit_ms:.0f} ms"
+            measured = f"p99 {load.p99_ms:.3f} ms, {load.errors} errors"
+            holds: bool | None = cell.keeps(limit_ms)
+            if not holds and limit and not limit.keeps(limit_ms):
+                measured += f"; the bare C server: {limit.sample.load.p99_ms:.3f} ms"
+                holds = None
+            goals.append(Goal(text, measured, holds))
     return goals

@@ -11,6 +11,7 @@ __all__ = [
     "Gateway",
     "Mailbox",
     "NativeError",
+    "Simulator",
     "Window",
     "__version__",
     "parse_model_config",
@@ -91,7 +92,7 @@ class Gateway:
         """
 
     def answer(self, ticket: int, code: str, message: str) -> None:
-        """Answer a `command` event; code "" = done."""
+        """Answer a `command` event; code "" = done, and the message what the client asked for."""
 
     def drain(self) -> None:
         """Stop accepting; finish open requests, then close their connections."""
@@ -134,7 +135,7 @@ class Window:
 
     @property
     def service(self) -> list[tuple[int, int, int, int, int]]:
-        """Batches since the last look: bucket edge, rows, count, times in us, squares in us^2.
+        """Batches since the last look: bucket edge, rows, count, sum in us, sum of squares in us^2.
 
         A time is what the batch took at its replica, as the gateway saw it.
         """
@@ -216,3 +217,28 @@ class Batch:
     def output_slot(self) -> int: ...
     @property
     def inputs(self) -> tuple[tuple[int, int, tuple[int, ...]] | None, ...]: ...
+
+@final
+class Simulator:
+    """One model's waiting line on a fake clock; every time that it tells is simulated."""
+
+    def __new__(cls, config: str, times_ns: bytes, rows: bytes, lengths: bytes) -> Simulator:
+        """Read the configuration (JSON) and the arrivals: int64 ns, uint32, uint32, little-endian.
+
+        A length of 0 stands for a model that knows none. Raises NativeError.
+        """
+
+    def set_knobs(self, knobs: str) -> None:
+        """Set when batches leave and what is refused (JSON) from now on."""
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+
+    def drain(self) -> None:
+        """Let time pass until every request is answered or refused."""
+
+    def observe(self) -> str:
+        """Return what a gateway would tell its control loop now, as JSON."""
+
+    def outcome(self) -> str:
+        """Return what was counted since the warm-up, as JSON."""

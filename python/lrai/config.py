@@ -72,6 +72,9 @@ LENGTHS: Final = Kind(
     "whole numbers of at least 1 with commas between them",
 )
 BOOLEAN: Final = Kind("true|false", lambda text: _BOOLEANS[text.strip().lower()], "true or false")
+NUMBER: Final = Kind(
+    "NUMBER", lambda text: _read_scaled(text, {"": 1.0}), "a number of at least 0, such as 0.2"
+)
 DURATION: Final = Kind(
     "DURATION",
     lambda text: _read_scaled(text, _DURATIONS),
@@ -86,6 +89,17 @@ OPTIONAL_PORT: Final = Kind(
     lambda text: None if text == "off" else PORT.read(text),
     f"{PORT.example}, or off",
 )
+JOURNAL: Final = Kind(
+    "auto|off|sqlite|redis://...",
+    lambda text: _one_of(text, ("auto", "off", "sqlite"), ("redis://", "redis+unix://")),
+    "auto, off, sqlite or redis://HOST:PORT",
+)
+
+
+def _one_of(text: str, words: tuple[str, ...], prefixes: tuple[str, ...]) -> str:
+    if text not in words and not text.startswith(prefixes):
+        raise ValueError(text)
+    return text
 
 
 def _setting(default: Any, kind: Kind, **more: str) -> Any:
@@ -153,7 +167,28 @@ class ServerConfig:
     drain_timeout_s: float = _setting(30.0, DURATION)
     """Time that open requests have at the end."""
     state: str = _setting("", TEXT)
-    """Folder for what must survive; default $XDG_STATE_HOME/lrai."""
+    """Folder for what must survive a restart, as what the scheduler learnt; empty = nothing."""
+
+    def state_folder(self) -> Path:
+        """Return the folder for what must survive."""
+        home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        return Path(self.state or Path(home) / "lrai").absolute()
+
+
+@dataclass(frozen=True)
+class JournalConfig:
+    """Where durable requests are kept until they are answered and fetched."""
+
+    place: str = _setting("auto", JOURNAL, flag="--journal")
+    """SQLite in the folder of --state, or a database of Redis; auto = sqlite if --state is set."""
+    max_bytes: int = _setting(1 << 30, SIZE, flag="--journal-max-bytes")
+    """Most bytes of durable requests and their answers; what finds no room is refused."""
+    keep_s: float = _setting(3600.0, DURATION, flag="--journal-keep")
+    """Time for which an answer can be fetched."""
+    patience_s: float = _setting(900.0, DURATION, flag="--journal-patience")
+    """Time for which a model may be away before its durable requests fail."""
+    webhooks: tuple[str, ...] = _setting((), NAMES, flag="--journal-webhooks")
+    """URLs with which webhooks may begin, such as http://10.0.0.7/hooks; empty = none."""
 
 
 @dataclass(frozen=True)
@@ -223,12 +258,26 @@ class KnobsConfig:
     token_budget: int = _setting(0, _integer(0))
     """Most rows times padded length of a batch; 0 = no limit."""
 
-    def to_json(self) -> str:
-        """Return the knobs as the data plane reads them."""
-        plain = asdict(self)
-        for name in ("tau", "slack"):
-            plain[f"{name}_us"] = round(plain.pop(f"{name}_s") * 1e6)
-        return json.dumps(plain)
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """What a model's knobs are tuned for, unless they are set; a model's own lrai.toml wins."""
+
+    latency_goal_s: float = _setting(0.0, DURATION)
+    """p99 over 10 s, from request complete to answer begun; 0 = as fast as possible."""
+    cpu_cost: float = _setting(1.0, NUMBER)
+    """What a busy processor costs, against five goals of mean latency; 0 = never wait for more."""
+    policy: str = _setting(
+        "model-based",
+        _choice("model-based", "learner", "greedy", "aimd", "fixed-delay", "static"),
+    )
+    """Who tunes: model-based learns and meets the goal, the others are for comparison."""
+    alert_factor: float = _setting(1.5, NUMBER)
+    """An alert is raised when p99 over 10 s is above so many goals."""
+    slower_by: float = _setting(0.2, NUMBER)
+    """A model whose p99 is so much above what it was asks for being tuned again."""
+    slower_days: int = _setting(3, _integer(0, 30))
+    """Days running before it asks; 0 = never."""
 
 
 @dataclass(frozen=True)
@@ -238,9 +287,11 @@ class Settings:
     gateway: GatewayConfig = GatewayConfig()
     repository: RepositoryConfig = RepositoryConfig()
     server: ServerConfig = ServerConfig()
+    journal: JournalConfig = JournalConfig()
     log: LogConfig = LogConfig()
     model: ModelConfig = ModelConfig()
     knobs: KnobsConfig = KnobsConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
     notes: tuple[str, ...] = ()
     """Sentences about settings that were accepted but have no effect; written at the start."""
 
@@ -341,8 +392,17 @@ def overlay(settings: Settings, tables: Mapping[str, Any], file: Path, *sections
             raise ConfigError(
                 f"{file} has no section [{section}]", hint=f"use {', '.join(allowed)}"
             )
-        for name, value in table.items():
-            setting = known.get((section, name))
+        for name, given in table.items():
+            setting, value = known.get((section, name)), given
+            bare = known.get((section, name.removesuffix("_ms")))
+            if (
+                setting is None
+                and bare
+                and bare.kind is DURATION
+                and isinstance(given, int | float)
+            ):
+                # The unit may stand in the name instead.
+                setting, value = bare, f"{given}ms"
             if setting is None:
                 from difflib import get_close_matches  # only for a mistake: 0.3 MB
 

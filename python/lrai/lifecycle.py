@@ -19,6 +19,8 @@ from lrai.registry.index import Entry, Index
 from lrai.registry.override import remove_folder
 from lrai.registry.repository import Fingerprint, ModelSource, Repository, VersionSource
 from lrai.registry.resolve import ServedModel, model_settings, resolve
+from lrai.scheduler.control import Scheduler, Subject
+from lrai.scheduler.knobs import Knobs
 
 _log = get_log("models")
 
@@ -27,12 +29,18 @@ class Lifecycle:
     """Loads and unloads models by name, and keeps the index true; one task per model at a time."""
 
     def __init__(
-        self, settings: Settings, repository: Repository, gateway: Gateway, supervisor: Supervisor
+        self,
+        settings: Settings,
+        repository: Repository,
+        gateway: Gateway,
+        supervisor: Supervisor,
+        scheduler: Scheduler,
     ) -> None:
         """Know the rooms; nothing is loaded yet."""
         self._repository = repository
         self._gateway = gateway
         self._supervisor = supervisor
+        self._scheduler = scheduler
         self._slots = asyncio.Semaphore(settings.repository.parallel_loads)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.index = Index(gateway.set_index)
@@ -86,6 +94,7 @@ class Lifecycle:
     async def removed(self, key: int) -> None:
         """Let go of a removed version's actors and files."""
         await self._supervisor.unload(key)
+        self._scheduler.remove(key)
         if source := self._sources.pop(key, None):
             self._let_go(source)
 
@@ -127,9 +136,9 @@ class Lifecycle:
         except LraiError:
             await actor.leave()
             raise
-        model, knobs = served.model, served.knobs
+        model = served.model
         try:
-            self._gateway.set_knobs(key, knobs.to_json())
+            self._scheduler.add(key, _subject(served), served.scheduler, _fixed_knobs(served))
             async with asyncio.timeout(model.load_timeout_s):
                 await self._supervisor.adopt(actor, key, model.replicas)
             self._gateway.publish(key)
@@ -191,3 +200,17 @@ class Lifecycle:
             max_batch_size=served.max_batch_size,
             seconds=round(seconds, 3),
         )
+
+
+def _subject(served: ServedModel) -> Subject:
+    return Subject(served.name, served.version, served.max_batch_size, served.model.replicas)
+
+
+def _fixed_knobs(served: ServedModel) -> Knobs | None:
+    """The knobs that somebody has set, which the scheduler leaves alone."""
+    said = served.knobs
+    if served.is_tuned:
+        return None
+    return Knobs(
+        k=said.k, tau_s=said.tau_s, slack_s=said.slack_s, work_conserving=said.work_conserving
+    )

@@ -6,6 +6,7 @@ that it never holds what only the command line needs.
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -21,15 +22,18 @@ from lrai.actors.supervisor import Supervisor
 from lrai.config import Settings
 from lrai.errors import LraiError, ModelNotFoundError
 from lrai.gateway.faces.model_control import ModelControl
-from lrai.gateway.native import Gateway, open_gateway, parse_model_config
+from lrai.gateway.native import Event, Gateway, open_gateway, parse_model_config
 from lrai.lifecycle import Lifecycle
 from lrai.log import LEVELS, get_log, start_log
 from lrai.registry.repository import Repository
+from lrai.scheduler.control import Notice, Scheduler
+from lrai.scheduler.store import Store
 
 SETTINGS_VARIABLE: Final = "LRAI_SERVE_SETTINGS"
 _TICK_S: Final = 0.1
 _IDLE_TICK_S: Final = 0.5
 _DRAIN_STEP_S: Final = 0.02
+_DAY_S: Final = 86400
 _log = get_log("server")
 
 
@@ -44,7 +48,11 @@ class Server:
         self._gateway = gateway
         self._supervisor = supervisor
         self._repository = Repository(settings, parse_model_config)
-        self._lifecycle = Lifecycle(settings, self._repository, gateway, supervisor)
+        store = Store(Path(settings.server.state)) if settings.server.state else None
+        self._scheduler = Scheduler(gateway.set_knobs, self._notice, store)
+        self._lifecycle = Lifecycle(
+            settings, self._repository, gateway, supervisor, self._scheduler
+        )
         self._control = ModelControl(self._lifecycle, self._repository, gateway, folder)
         self._stopping = asyncio.Event()
         self._exit_code = 0
@@ -68,6 +76,7 @@ class Server:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self._supervisor.stop()
+            self._close_scheduler()
             loop.remove_reader(self._gateway.event_fd)
             self._gateway.stop()
         _log.info("stopped", "the server has stopped")
@@ -115,15 +124,42 @@ class Server:
             self._spawn(self._control.follow_disk(wanted.poll_secs))
 
     async def _tick(self) -> None:
-        """Let the supervisor look at the data plane's numbers, more often while batches run."""
+        """Let others look at the data plane's numbers, more often while there is traffic."""
         while True:
             windows = self._gateway.observe()
             try:
                 self._supervisor.check(windows)
+                self._scheduler.tick(time.monotonic(), windows, int(time.time() // _DAY_S))
             except Exception as error:  # noqa: BLE001, watching must go on
                 _log.error("check_failed", repr(error))
-            is_busy = any(window.inflight_age_ms for window in windows)
-            await asyncio.sleep(_TICK_S if is_busy else _IDLE_TICK_S)
+            await asyncio.sleep(_TICK_S if windows else _IDLE_TICK_S)
+
+    def _close_scheduler(self) -> None:
+        try:
+            self._scheduler.close()
+        except Exception as error:  # noqa: BLE001, a full disk keeps nobody from leaving
+            _log.error("state_lost", f"what the scheduler learnt could not be kept: {error}")
+
+    def _notice(self, notice: Notice) -> None:
+        """Say what the scheduler has noticed."""
+        subject = notice.subject
+        write = _log.info if notice.kind == "latency_back" else _log.warning
+        write(
+            notice.kind,
+            f"model '{subject.name}': {notice.message}",
+            model=subject.name,
+            version=subject.version,
+            **notice.fields,
+        )
+
+    def _explain(self, command: Event) -> None:
+        """Answer why a model's knobs are what they are."""
+        name, version = command.model, str(command.parameters.get("version", ""))
+        if plain := self._scheduler.why(name, version):
+            self._gateway.answer(command.ticket, "", json.dumps(plain))
+            return
+        which = f"'{name}'" + (f" version {version}" if version else "")
+        self._gateway.answer(command.ticket, "not_found", f"model {which} is not served")
 
     def _take_events(self) -> None:
         for event in self._gateway.events():
@@ -132,6 +168,8 @@ class Server:
                     self._supervisor.ready(event.replica)
                 case "replica_lost":
                     self._supervisor.lost(event.replica, event.detail)
+                case "command" if event.kind == "why":
+                    self._explain(event)
                 case "command":
                     self._spawn(self._control.obey(event))
                 case "removed":

@@ -64,6 +64,27 @@ NETWORKS = {
         ],
         {"w": weights(6, 4), "k": weights(4) + 2},
     ),
+    "biases that are no batch": (
+        VECTOR,
+        [
+            n("MatMul", "x w", "f"), n("Add", "f k", "g"), n("Relu", "g", "h"),
+            n("Add", "h k", "i"), n("Add", "x l", "j"), n("ReduceMean", "j a", "m", keepdims=0),
+            n("Add", "m m", "o"), n("Sub", "i o", "y"),
+        ],
+        {
+            "w": weights(6, 6), "k": weights(3, 1, 6), "l": weights(6, 6), "a": np.array([0]),
+        },
+    ),
+    "a bias behind what was moved": (
+        VECTOR,
+        [
+            n("MatMul", "x w", "f"), n("Gather", "f i", "g", axis=1), n("Add", "g k", "h"),
+            n("Concat", "h f", "j", axis=1), n("Add", "j l", "m"), n("Relu", "m", "y"),
+        ],
+        {
+            "w": weights(6, 4), "i": np.array([3, 1, 1, 0]), "k": weights(4), "l": weights(8),
+        },
+    ),
     "residual": (
         VECTOR,
         [
@@ -125,6 +146,39 @@ NETWORKS = {
             "s": np.array([8, 6, 3]),
         },
     ),
+    "split and summed": (
+        IMAGE,
+        [
+            helper.make_node("Split", ["x", "s"], ["b", "c"], axis=1),
+            n("Sum", "b c b", "d"), n("ReduceMean", "d i", "e", keepdims=0),
+            n("ReduceSum", "c i", "f", keepdims=0), n("Sub", "e f", "g"), n("Relu", "g", "y"),
+        ],
+        {
+            "s": np.array([1, 1]), "i": np.array([2]),
+        },
+    ),
+    "largest, smallest and bent": (
+        VECTOR,
+        [
+            *DENSE, n("PRelu", "g o", "a"), n("Max", "a g k", "c"), n("Min", "c l", "d"),
+            n("Dropout", "d", "y"),
+        ],
+        DENSE_CONSTANTS
+        | {"o": abs(weights(5)), "k": weights(5) - F(0.4), "l": weights(5) + F(0.5)},
+    ),
+    "eight bits, read with another step": (
+        VECTOR,
+        [*DENSE, *quantised(8, 0.02)[0][:2], n("DequantizeLinear", "q t z", "y")],
+        DENSE_CONSTANTS | quantised(8, 0.02)[1] | {"t": F(0.01)},
+    ),
+    "eight bits, a step for each channel": (
+        IMAGE,
+        [
+            n("QuantizeLinear", "x s z", "q", axis=1), n("Transpose", "q", "r", perm=[0, 2, 3, 1]),
+            n("DequantizeLinear", "r s z", "y", axis=3),
+        ],
+        {"s": np.array([0.02, 0.001], F), "z": np.array([3, -5], np.int8)},
+    ),
     "eight bits": (VECTOR, [*DENSE, *quantised(8, 0.02)[0]], DENSE_CONSTANTS | quantised(8, 0.02)[1]),
     "eight bits, saturated": (
         VECTOR, [*DENSE, *quantised(8, 0.001)[0]], DENSE_CONSTANTS | quantised(8, 0.001)[1],
@@ -156,7 +210,7 @@ def deployed(path, points, shape):
 def test_deployed_values_never_leave_the_bounds(bench, name, radius):
     shape, nodes, constants = NETWORKS[name]
     path = bench.model(nodes, constants, shape)
-    graph = read_models([path.read_bytes()])
+    graph, outputs = read_models([path.read_bytes()], np.zeros(0, np.intp))
     bounds = Bounds(graph, is_float32=True)
     rng = np.random.default_rng(11)
     size = int(np.prod(shape))
@@ -164,21 +218,23 @@ def test_deployed_values_never_leave_the_bounds(bench, name, radius):
     steps[:100] = np.sign(steps[:100])
     # The box of the points: a corner that is rounded to float32 must not leave it.
     points = (rng.normal(size=size) + radius * steps).astype(F)
-    box = points.min(axis=0).astype(float), points.max(axis=0).astype(float)
-    state = bounds.regions(box[0][None], box[1][None], [()])
+    box = np.stack([points.min(axis=0), points.max(axis=0)]).astype(float)
+    state = bounds.regions(box[:, None], np.zeros((1, len(graph.hidden)), np.int8), None, None)
     values = deployed(path, points, shape)
-    low, high = state.lower[0, graph.outputs], state.upper[0, graph.outputs]
+    low, high = state.lower[0, outputs], state.upper[0, outputs]
     assert (values >= low).all()
     assert (values <= high).all()
-    functions = rng.normal(size=(20, graph.outputs.size))
+    functions = rng.normal(size=(20, outputs.size))
     rows = np.zeros((20, graph.slots))
-    np.add.at(rows, (slice(None), graph.outputs), functions)
-    bound = bounds.lower(rows, state, np.zeros(20, int))[0]
+    np.add.at(rows, (slice(None), outputs), functions)
+    bound = bounds.lower(rows, state, np.zeros(20, int))
     found = (values @ functions.T).min(axis=0)
     assert (bound <= found).all()
     if radius == 0.0:
         # A point has no relaxation: what is left is rounding, and steps of quantised values.
-        step = float(constants.get("s", 0.0)) if "bits" in name and "weights" not in name else 0.0
+        step = (
+            np.max(constants.get("s", 0.0)) if name.startswith(("eight bits", "sixteen")) else 0.0
+        )
         assert (high - low <= 1.001 * step + 1e-3).all()
         assert (found - bound <= 1.001 * step * np.abs(functions).sum(axis=1) + 1e-3).all()
 
@@ -193,14 +249,26 @@ def test_deployed_values_never_leave_the_bounds(bench, name, radius):
         [n("Relu", "x", "y", strange=1)],
         [n("Reshape", "x z", "y")],
         [n("QuantizeLinear", "x s", "q"), n("Relu", "q", "y")],
-        [n("QuantizeLinear", "x s", "q"), n("DequantizeLinear", "q t", "y")],
+        [n("Pad", "x p", "y")],
+        [n("Div", "s x", "y")],
+        [n("MatMul", "x x", "y")],
+        [n("Gather", "t x", "y")],
+        [n("QuantizeLinear", "x s", "y", block_size=2)],
+        [n("BatchNormalization", "x t t t t", "y", training_mode=1)],
+        [n("Dropout", "x s r", "y")],
     ],
 )
 def test_what_the_checker_does_not_know_is_refused_by_name(bench, nodes):
-    constants = {"s": F(0.1), "t": F(0.2), "z": np.array([7])}
+    constants = {
+        "s": F(0.1),
+        "t": weights(3),
+        "z": np.array([7]),
+        "p": np.array([0, 1, 0, 1]),
+        "r": np.array(True),
+    }
     path = bench.model(nodes, constants, VECTOR)
     with pytest.raises(RefusedError, match=nodes[-1].op_type):
-        read_models([path.read_bytes()])
+        read_models([path.read_bytes()], np.zeros(0, np.intp))
 
 
 def test_the_checker_imports_nothing_of_the_search():

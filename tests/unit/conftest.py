@@ -15,6 +15,7 @@ from lrai.errors import ModelLoadError
 from lrai.gateway.native import Gateway
 from lrai.lifecycle import Lifecycle
 from lrai.registry.repository import Repository
+from lrai.scheduler.control import Notice, Scheduler
 
 SIGNATURE = Signature(
     platform="onnxruntime_onnx",
@@ -34,6 +35,7 @@ class FakeNative:
         self.routes: dict[tuple[str, str], int] = {}
         self.index: list[dict[str, str]] = []
         self.knobs: dict[int, dict[str, Any]] = {}
+        self.windows: list[Any] = []
         self.answers: dict[int, tuple[str, str]] = {}
         self.ready = False
         self.connections = 0
@@ -88,7 +90,7 @@ class FakeNative:
         self.knobs[key] = json.loads(knobs)
 
     def observe(self) -> list[Any]:
-        return []
+        return self.windows
 
     def answer(self, ticket: int, code: str, message: str) -> None:
         self.answers[ticket] = (code, message)
@@ -175,6 +177,7 @@ class World:
         self.native = FakeNative()
         self.gateway = Gateway(self.native)  # type: ignore[arg-type]
         self.supervisor = FakeSupervisor(self.native)
+        self.notices: list[Notice] = []
 
     def write(self, place: str, behaviour: str = "good") -> Path:
         """Write a file of the repository."""
@@ -191,7 +194,8 @@ class World:
         """Return a lifecycle whose events are taken while it waits."""
         settings = self.settings(**flags)
         repository = Repository(settings, parse_config=str)
-        lifecycle = Lifecycle(settings, repository, self.gateway, self.supervisor)  # type: ignore[arg-type]
+        scheduler = Scheduler(self.gateway.set_knobs, self.notices.append)
+        lifecycle = Lifecycle(settings, repository, self.gateway, self.supervisor, scheduler)  # type: ignore[arg-type]
 
         def take() -> None:
             events = self.gateway.events()

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import socket
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 
 from lrai.server import Server
+
+from .scheduler.fakes import FakeWindow
 
 HEAVY = ("numpy", "onnx", "onnxruntime", "pydantic", "rich", "typer")
 
@@ -238,3 +241,28 @@ async def test_poisoned_request_is_told_with_its_model(
     await world.until(lambda: sentence in caplog.messages)
     server.stop()
     await running
+
+
+async def test_server_explains_a_model_to_whom_asks(world: Any) -> None:
+    world.write("mlp.onnx")
+    server, running = await started(world, latency_goal="20ms")
+    world.native.push("command", ticket=1, kind="why", model="mlp", parameters={"version": ""})
+    world.native.push("command", ticket=2, kind="why", model="other", parameters={"version": "3"})
+    await world.until(lambda: len(world.native.answers) == 2)
+    assert json.loads(world.native.answers[1][1])["latency_goal_ms"] == 20.0
+    assert world.native.answers[2] == ("not_found", "model 'other' version 3 is not served")
+    server.stop()
+    assert await running == 0
+
+
+async def test_traffic_moves_the_knobs(world: Any) -> None:
+    world.write("mlp.onnx")
+    server, running = await started(world, latency_goal="1ms")
+    assert not world.native.knobs[1]["goal_us"]
+    service = [
+        (0, rows, 50, 50 * (80.0 + 13 * rows), 50 * (80.0 + 13 * rows) ** 2) for rows in (1, 4)
+    ]
+    world.native.windows = [FakeWindow(requests=500, rows_in=500, service=service)]
+    await world.until(lambda: world.native.knobs[1]["goal_us"] == 1000)
+    server.stop()
+    assert await running == 0

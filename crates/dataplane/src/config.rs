@@ -57,6 +57,16 @@ settings! {
     tenant_header: String = String::new();
     /// One JSON line per HTTP request on standard error.
     access_log: bool = false;
+    /// Where durable requests are kept, `sqlite:FOLDER` or `redis://...`; empty = nowhere.
+    journal: String = String::new();
+    /// Most bytes of durable requests and their answers.
+    journal_max_bytes: u64 = 1 << 30;
+    /// How long the answer to a durable request is kept.
+    journal_keep_ms: u64 = 3_600_000;
+    /// How long a durable request waits for its model to be served.
+    journal_patience_ms: u64 = 900_000;
+    /// What the URL of a webhook may begin with.
+    webhooks: Vec<String> = Vec::new();
     /// What server metadata tells as version.
     server_version: String = env!("CARGO_PKG_VERSION").into();
 }

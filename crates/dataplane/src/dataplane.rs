@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::events::Events;
+use crate::faces::durable::{self, Durable};
 use crate::faces::repository::Repository;
 use crate::knobs::Knobs;
 use crate::memory::Memory;
@@ -45,6 +46,8 @@ pub struct Dataplane {
     pub pool: Pool,
     /// What the repository holds beside the models that are served.
     pub repository: Repository,
+    /// What keeps durable requests, if anything does.
+    pub durable: Option<Durable>,
     pub(crate) routes: RwLock<Routes>,
     runtime: OnceLock<Handle>,
     hasher: RandomState,
@@ -60,6 +63,7 @@ impl Dataplane {
     pub fn new(config: Config) -> io::Result<Arc<Self>> {
         let events = Arc::new(Events::new()?);
         Ok(Arc::new(Self {
+            durable: Durable::open(&config, &events).map_err(io::Error::other)?,
             repository: Repository::new(Arc::clone(&events)),
             events,
             memory: Memory::new(config.max_memory_bytes),
@@ -76,6 +80,7 @@ impl Dataplane {
     /// Names the runtime that reads the links and keeps house.
     pub fn set_runtime(self: &Arc<Self>, runtime: Handle) {
         runtime.spawn(housekeeping_task(Arc::downgrade(self)));
+        durable::replay(self, &runtime);
         let _ = self.runtime.set(runtime);
     }
 

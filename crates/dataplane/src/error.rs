@@ -5,8 +5,10 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// What kind of refusal this is (protocol-neutral).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Code {
     /// The request itself is wrong.
     InvalidArgument,
@@ -26,10 +28,16 @@ pub enum Code {
     Timeout,
     /// The model or the server failed.
     Internal,
+    /// It asks to be kept in the journal, which its face sees to.
+    Durable,
+    /// It contradicts an earlier one.
+    Conflict,
+    /// There is no room to keep it.
+    Full,
 }
 
 /// A refusal with its reason; the text is what a client sees.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{message}")]
 pub struct Error {
     /// The kind.
@@ -94,6 +102,12 @@ constructors! {
     timeout => Timeout,
     /// The model or the server failed.
     internal => Internal,
+    /// It must be kept by its face.
+    durable => Durable,
+    /// It contradicts an earlier one.
+    conflict => Conflict,
+    /// No room to keep it.
+    full => Full,
 }
 
 /// Returns from the function because the request is wrong; takes what `format!` takes.

@@ -19,13 +19,15 @@ pub enum Event {
     ReplicaReady { key: u64, replica: u64 },
     /// A replica's link is closed, or was closed because the actor broke the protocol; `detail` is what was seen.
     ReplicaLost { key: u64, replica: u64, detail: String },
-    /// A client asks for a change that the control plane makes; `kind` is `load` or `unload`, `ticket` is to be given
+    /// A client asks for what only the control plane can do; `kind` is `load`, `unload` or `why`, `ticket` is to be given
     /// back with the answer.
     Command { ticket: u64, kind: &'static str, model: String, parameters: serde_json::Value },
     /// A removed model has answered its last request.
     Removed { key: u64 },
     /// A request was found to end actors: its digest is refused from now on, and how the actor ended.
     Poison { key: u64, digest: String, reason: String },
+    /// Something about the journal that belongs into the log.
+    Journal { level: &'static str, message: String },
 }
 
 /// The queue; one byte lies between bell and ear while it is not empty.

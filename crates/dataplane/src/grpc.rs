@@ -9,17 +9,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures_util::TryFutureExt;
 use http::Uri;
 use http::request::Parts;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
-use crate::answer::Answer;
+use crate::answer::{Answer, Ticket};
 use crate::body::Reader;
 use crate::dataplane::Dataplane;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::faces::coding::{Coding, Message};
-use crate::faces::{self, deadline, services, stream};
+use crate::faces::{self, deadline, durable, services, stream};
 use crate::framing;
 use crate::inference;
 use crate::pool::LARGE;
@@ -79,7 +80,13 @@ async fn unary(
             protobuf::write(answer, false, &mut buffer)?;
             framing::finish(buffer, back)
         };
-        infer(dataplane, dataplane.sender(&parts.headers, deadline), message, encode).await?
+        let kept = dataplane.durable.is_some().then(|| message.clone());
+        match (submit(dataplane, dataplane.sender(&parts.headers, deadline), message).await, kept) {
+            (Err(Error { code: Code::Durable, .. }), Some(message)) => {
+                framing::finish(Box::pin(durable::call(dataplane, message)).await?, back)?
+            }
+            (submitted, _) => inference::finish(&dataplane.pool, submitted?, is_large, encode).await?,
+        }
     } else {
         framing::finish(Box::pin(core(dataplane, method, message)).await?, back)?
     };
@@ -93,6 +100,20 @@ pub fn infer(
     message: Message,
     encode: impl FnOnce(&Answer) -> Result<Vec<u8>> + Send + 'static,
 ) -> impl Future<Output = Result<Vec<u8>>> {
+    let submitted = submit(dataplane, sender, message);
+    submitted.and_then(|ticket| inference::finish(&dataplane.pool, ticket, is_large, encode))
+}
+
+fn is_large(answer: &Answer) -> bool {
+    answer.byte_len() > LARGE
+}
+
+/// Puts a message's request into its model's queue.
+fn submit(
+    dataplane: &Arc<Dataplane>,
+    sender: Sender,
+    message: Message,
+) -> impl Future<Output = Result<Ticket>> {
     let (is_large, shared) = (message.is_large(), Arc::clone(dataplane));
     let submit = move || {
         let (message, mut held) = (message.plain(&shared)?, shared.memory.hold());
@@ -104,7 +125,7 @@ pub fn infer(
         let parsed = protobuf::parse(&request).map_err(|error| tag(&request.id, error));
         inference::submit(&model, sender, parsed)
     };
-    inference::infer(&dataplane.pool, (is_large, submit), |answer| answer.byte_len() > LARGE, encode)
+    dataplane.pool.run(is_large, submit)
 }
 
 /// The protocol's own methods, save inference; an answer has room for its prefix.

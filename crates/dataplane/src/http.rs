@@ -18,7 +18,7 @@ use crate::encode::encode;
 use crate::error::{Code, Error, Result};
 use crate::faces::binary::{self, HEAD_LENGTH, OCTETS};
 use crate::faces::coding::{Coding, MIN_COMPRESSED, Message};
-use crate::faces::{self, metrics};
+use crate::faces::{self, durable, metrics};
 use crate::gateway::Gateway;
 use crate::grpc::{model_metadata, server_metadata};
 use crate::inference;
@@ -142,6 +142,10 @@ async fn infer(
     // Another version may have become the default meanwhile.
     let model = dataplane.model(name, version)?;
     let (message, shared) = (Message { data, coding }, Arc::clone(dataplane));
+    if durable::is_preferred(dataplane, headers) {
+        return Box::pin(durable::accept(dataplane, (name, version), headers, message)).await;
+    }
+    let kept = dataplane.durable.is_some().then(|| message.clone());
     let (head, wanted) = (headers.get(HEAD_LENGTH).cloned(), Coding::wanted(headers));
     let (is_large, sender) = (message.is_large(), dataplane.sender(headers, None));
     let submit = move || {
@@ -159,8 +163,13 @@ async fn infer(
         Ok((encoded, coding))
     };
     let is_large_answer = |answer: &Answer| packs(answer) || encoded_len(answer) > LARGE;
-    let (encoded, coding) =
-        inference::infer(&dataplane.pool, (is_large, submit), is_large_answer, encode).await?;
+    let submitted = match (dataplane.pool.run(is_large, submit).await, kept) {
+        (Err(Error { code: Code::Durable, .. }), Some(message)) => {
+            return Box::pin(durable::accept(dataplane, (name, version), headers, message)).await;
+        }
+        (submitted, _) => submitted?,
+    };
+    let (encoded, coding) = inference::finish(&dataplane.pool, submitted, is_large_answer, encode).await?;
     let content_type = if encoded.head_len.is_some() { OCTETS } else { JSON };
     let mut reply = reply::http(StatusCode::OK, content_type, dataplane.memory.count(encoded.body));
     let head = encoded.head_len.map(|len| (Some(HEAD_LENGTH), HeaderValue::from(len)));

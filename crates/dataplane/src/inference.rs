@@ -6,23 +6,14 @@ use futures_util::TryFutureExt;
 
 use crate::answer::{Answer, Ticket};
 use crate::error::{Code, Error, Result};
+use crate::faces::parameters::refuse_durable;
 use crate::models::Model;
 use crate::pool::Pool;
 use crate::request::{InferRequest, Sender, tag};
 use crate::stats::Refusal;
 
-/// Runs `submit`, waits for the answer, runs `encode` on it; each in the pool if what it works on is large. Dropping the
-/// future cancels the request. Not `async`, which keeps what it is given twice.
-pub fn infer<T: Send + 'static>(
-    pool: &Pool,
-    (is_large, submit): (bool, impl FnOnce() -> Result<Ticket> + Send + 'static),
-    is_large_answer: impl FnOnce(&Answer) -> bool,
-    encode: impl FnOnce(&Answer) -> Result<T> + Send + 'static,
-) -> impl Future<Output = Result<T>> {
-    pool.run(is_large, submit).and_then(move |ticket| finish(pool, ticket, is_large_answer, encode))
-}
-
-/// The second half: waits for the answer of what was submitted, and encodes it.
+/// Waits for the answer of what was submitted, and runs `encode` on it, in the pool if it is large. Dropping the future
+/// cancels the request. Not `async`, which keeps what it is given twice.
 pub fn finish<T: Send + 'static>(
     pool: &Pool,
     ticket: Ticket,
@@ -39,9 +30,10 @@ pub fn finish<T: Send + 'static>(
     })
 }
 
-/// Puts a request into its model's queue; one that could not be understood is counted.
+/// Puts a request into its model's queue; one that could not be understood is counted. One that asks to be kept comes back.
 pub fn submit(model: &Arc<Model>, sender: Sender, parsed: Result<InferRequest<'_>>) -> Result<Ticket> {
     let request = parsed.inspect_err(|error| refused(model, error))?;
+    refuse_durable(&request.parameters)?;
     model.submit(&InferRequest { sender, ..request })
 }
 

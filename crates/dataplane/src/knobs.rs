@@ -52,8 +52,9 @@ impl Default for Knobs {
 impl Knobs {
     /// Reads the knobs from JSON text; a bad value is a sentence.
     pub fn parse(text: &str) -> Result<Self> {
-        serde_json::from_str(text)
-            .map_err(|error| Error::invalid(format!("knobs: {error}, hint: see Knobs in knobs.rs")))
+        serde_json::from_str(text).map_err(|error| {
+            Error::invalid(format!("knobs: {error}, hint: write whole numbers, times in us"))
+        })
     }
 
     /// Most rows of a batch of that bucket.

@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use crate::answer::{Answer, Ticket};
 use crate::connection::{Busy, Connection};
 use crate::encode::{Encoded, encode};
-use crate::error::{Error, PANICKED, Result};
+use crate::error::{Code, Error, PANICKED, Result};
 use crate::faces::binary;
 use crate::http::{encoded_len, target};
 use crate::inference;
@@ -125,7 +125,8 @@ fn begin(connection: &Arc<Connection>, bytes: &[u8]) -> Step {
         Some((submitted, busy))
     };
     match catch_unwind(AssertUnwindSafe(submit)) {
-        Ok(None) => Step::Left(bytes.to_vec()),
+        // What is to be kept is not plain.
+        Ok(None | Some((Err(Error { code: Code::Durable, .. }), _))) => Step::Left(bytes.to_vec()),
         Ok(Some((submitted, busy))) => Step::Submitted(submitted, busy),
         Err(_) => Step::Submitted(Err(Error::internal(PANICKED)), Busy::new(connection)),
     }

@@ -24,6 +24,7 @@ use crate::config::Config;
 use crate::connection::{Connection, State, serve as serve_connection};
 use crate::dataplane::Dataplane;
 use crate::error::{Error, Result};
+use crate::faces::durable::Durable;
 use crate::faces::unix;
 use crate::gateway::Gateway;
 
@@ -64,6 +65,7 @@ impl Running {
     pub fn drain(&self) {
         self.drained.cancel();
         self.gateway.draining.store(true, Relaxed);
+        self.gateway.dataplane.durable.iter().for_each(Durable::drain);
     }
 
     /// Connections that are still open.

@@ -277,7 +277,7 @@ impl Queue {
             };
             let is_late = |entry: &Entry| entry.deadline.is_some_and(|end| Some(end) < hopeless);
             let dead = batch.remove(|entry| is_dead(entry) || is_late(entry));
-            self.cancel(dead, now);
+            self.cancel(dead, hopeless);
             if batch.payload.entries.is_empty() {
                 continue;
             }
@@ -328,22 +328,21 @@ impl Queue {
     pub fn forget(&mut self, entries: &[Entry]) {
         self.pending -= entries.len() as u32;
         self.bytes -= entries.iter().map(|entry| entry.bytes).sum::<u64>();
-        entries
-            .iter()
-            .filter(|entry| entry.account != 0)
-            .for_each(|entry| self.line.tenants.leave(entry.account));
+        for entry in entries {
+            self.line.tenants.leave(entry.account);
+        }
     }
 
-    /// Takes requests off the books whose clients have gone, or tells those that wait how late they are; those that could
-    /// not be written have been counted.
-    fn cancel(&mut self, dead: Vec<Entry>, now: Instant) {
+    /// Takes requests off the books whose clients have gone, and tells those that wait how late they would be if their
+    /// batch came back at `end`. Those that could not be written have been told and counted.
+    fn cancel(&mut self, dead: Vec<Entry>, end: Option<Instant>) {
         self.forget(&dead);
         for entry in dead.into_iter().filter(|entry| entry.ready) {
+            let late = end.zip(entry.deadline).map_or(Duration::ZERO, |(end, deadline)| end - deadline);
             if entry.answer.is_closed() {
                 self.stats.refused(Refusal::Cancelled, 0);
             } else {
-                self.stats.refused(Refusal::Late, now.duration_since(entry.enqueued).as_nanos() as u64);
-                let late = entry.deadline.map_or(Duration::ZERO, |deadline| now.duration_since(deadline));
+                self.stats.refused(Refusal::Late, entry.enqueued.elapsed().as_nanos() as u64);
                 let _ = entry.answer.send(Err(too_late(late)));
             }
         }
@@ -354,7 +353,7 @@ impl Queue {
         let idle = self.line.iter_mut().filter(|batch| batch.writing == 0);
         let dead: Vec<_> = idle.flat_map(|batch| batch.remove(is_dead)).collect();
         self.line.retain(|batch| !batch.payload.entries.is_empty());
-        self.cancel(dead, Instant::now());
+        self.cancel(dead, None);
     }
 
     /// Whether a request would be run soon.

@@ -223,3 +223,35 @@ impl Stats {
         self.restarts.fetch_add(1, Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::faces::observation::latency_bounds_us;
+
+    #[test]
+    fn a_latency_belongs_to_the_first_bucket_whose_bound_it_does_not_pass() {
+        let bounds = latency_bounds_us();
+        assert_eq!((bounds[..4].to_vec(), bounds.len() + 1), (vec![16, 18, 20, 22], LATENCIES));
+        assert!(bounds.windows(2).all(|pair| pair[0] < pair[1]));
+        for (index, us) in bounds.iter().enumerate() {
+            let ns = us * 1000;
+            assert_eq!((latency_bucket(ns), latency_bucket(ns + 1)), (index, index + 1), "{us} us");
+        }
+        assert_eq!((latency_bucket(0), latency_bucket(u64::MAX)), (0, LATENCIES - 1));
+    }
+
+    #[test]
+    fn a_burst_is_what_came_in_two_neighbouring_spans() {
+        let (mut arrivals, start) = (Arrivals::default(), Instant::now());
+        for (ms, rows, burst) in
+            [(0, 3, 3), (4, 2, 5), (5, 1, 6), (9, 4, 10), (10, 1, 10), (16, 9, 10), (40, 8, 10)]
+        {
+            arrivals.count(rows, start + Duration::from_millis(ms));
+            assert_eq!(arrivals.burst_rows, burst, "after {ms} ms");
+        }
+        assert_eq!((arrivals.requests, arrivals.rows), (7, 28));
+    }
+}

@@ -15,7 +15,9 @@ const fn numbers(code: Code) -> (StatusCode, tonic::Code) {
         Code::Timeout => (StatusCode::REQUEST_TIMEOUT, tonic::Code::DeadlineExceeded),
         Code::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, tonic::Code::ResourceExhausted),
         Code::Internal => (StatusCode::INTERNAL_SERVER_ERROR, tonic::Code::Internal),
-        Code::Unsupported => (StatusCode::NOT_IMPLEMENTED, tonic::Code::Unimplemented),
+        Code::Conflict => (StatusCode::CONFLICT, tonic::Code::AlreadyExists),
+        Code::Full => (StatusCode::INSUFFICIENT_STORAGE, tonic::Code::ResourceExhausted),
+        Code::Unsupported | Code::Durable => (StatusCode::NOT_IMPLEMENTED, tonic::Code::Unimplemented),
         Code::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, tonic::Code::Unavailable),
     }
 }

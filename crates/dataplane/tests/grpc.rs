@@ -900,8 +900,11 @@ async fn the_control_plane_answers_load_and_unload() {
         while seen.len() < 3 {
             for event in dataplane.events.take() {
                 let Event::Command { ticket, kind, model, parameters } = event else { continue };
-                let outcome =
-                    if model == "no" { Err(Error::not_found("failed to load 'no'")) } else { Ok(()) };
+                let outcome = if model == "no" {
+                    Err(Error::not_found("failed to load 'no'"))
+                } else {
+                    Ok(String::new())
+                };
                 dataplane.repository.answer(ticket, outcome);
                 seen.push((kind, model, parameters));
             }

@@ -30,6 +30,9 @@ pub struct Config {
     /// Requests per second, sent when due (open loop); absent: each connection sends when it has been answered (closed loop).
     #[serde(default)]
     pub rate: Option<f64>,
+    /// Open loop at these microseconds since the start of the warm-up, in rising order, instead of a rate.
+    #[serde(default, skip_serializing)]
+    pub due_us: Vec<u64>,
     /// Open loop: exponentially distributed gaps instead of equal ones.
     #[serde(default)]
     pub poisson: bool,
@@ -55,6 +58,15 @@ fn default_timeout_s() -> f64 {
 }
 
 impl Config {
+    /// Nanoseconds between due times; 0 in a closed loop.
+    pub fn mean_gap_ns(&self) -> f64 {
+        match (self.rate, self.due_us.last()) {
+            (Some(rate), _) => 1e9 / rate,
+            (None, Some(last)) => *last as f64 * 1e3 / self.due_us.len() as f64,
+            (None, None) => 0.0,
+        }
+    }
+
     /// Refuses values that no run can have.
     pub fn check(&self) -> Result<(), LoadError> {
         let refuse = |message: String| Err(LoadError::Config(message));
@@ -63,6 +75,9 @@ impl Config {
         }
         if let Some(rate) = self.rate.filter(|rate| !(*rate > 0.0 && *rate <= 10e6)) {
             return refuse(format!("rate {rate}/s is not above 0 and at most 10 million"));
+        }
+        if !self.due_us.is_sorted() || (self.rate.is_some() && !self.due_us.is_empty()) {
+            return refuse("due times do not rise, or stand beside a rate".into());
         }
         for (name, value, low) in [
             ("duration", self.duration_s, 0.01),

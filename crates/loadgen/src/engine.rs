@@ -15,7 +15,7 @@ use crate::environment::Meter;
 use crate::frame::Headers;
 use crate::grpc::Stream;
 use crate::http::Reader;
-use crate::schedule::Schedule;
+use crate::schedule::{Rate, Schedule};
 use crate::tally::Tally;
 use crate::wire::{Answer, Fault, Wire};
 use crate::{Config, LoadError, Protocol, Report};
@@ -112,19 +112,21 @@ impl Engine {
                 .then(|| Arc::new(Headers::new(authority, &config.path))),
             requests: framed.collect(),
             next_request: 0,
-            pace: config.rate.map_or(Pace::Closed, |rate| {
-                Pace::Open(Schedule::new(rate, config.poisson.then_some(config.seed)))
-            }),
+            pace: match config.rate {
+                Some(rate) => {
+                    let rate = Rate::new(rate, config.poisson.then_some(config.seed));
+                    Pace::Open(Schedule::Rate(rate))
+                }
+                None if config.due_us.is_empty() => Pace::Closed,
+                None => Pace::Open(Schedule::Listed(config.due_us.clone().into_iter())),
+            },
             start: 0,
             length: warmup + nanoseconds(config.duration_s),
             warmup,
             timeout: nanoseconds(config.timeout_s),
             // Waking from a sleep takes 20 to 50 us; polling that long before every request hides it, but a thread that
             // never sleeps loses its turn to the server it shares cores with, for milliseconds.
-            spin: config.spin_us.map_or_else(
-                || config.rate.map_or(0, |rate| (1e8 / rate).min(50e3) as u64),
-                |spin_us| (spin_us * 1e3) as u64,
-            ),
+            spin: config.spin_us.map_or((config.mean_gap_ns() / 10.0).min(50e3), |us| us * 1e3) as u64,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(std::io::Error::from)?,
             slots: (0..config.connections).map(|_| Slot::default()).collect(),
             idle: VecDeque::with_capacity(config.connections),

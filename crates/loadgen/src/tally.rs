@@ -140,7 +140,7 @@ impl Tally {
             rate: self.finished as f64 * SECOND as f64 / (self.window.end - self.window.start) as f64,
             received_bytes: self.received_bytes,
             latency: Latency::of(&self.latency),
-            send_delay: config.rate.map(|_| SendDelay {
+            send_delay: (config.mean_gap_ns() > 0.0).then(|| SendDelay {
                 p50_us: microseconds(self.send_delay.quantile(0.5)),
                 p99_us: microseconds(self.send_delay.quantile(0.99)),
                 max_us: microseconds(self.send_delay.max()),

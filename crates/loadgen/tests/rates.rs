@@ -25,6 +25,19 @@ fn an_open_loop_sends_what_is_due_and_counts_each_request_once() {
 }
 
 #[test]
+fn listed_times_are_sent_once_each_and_the_warm_up_is_part_of_them() {
+    let server = fixed(None);
+    let mut config = config(&server.address.to_string());
+    (config.duration_s, config.warmup_s) = (0.4, 0.1);
+    config.due_us = (0..500).map(|number| number * 1_000 + number % 3 * 300).collect();
+    let report = load(&config);
+    assert_eq!(report.errors, 0, "{:?}", report.errors_by_kind);
+    assert_eq!((report.scheduled, report.answered), (400, 400));
+    config.due_us = vec![2_000, 1_000];
+    assert!(lrai_loadgen::run(&config, vec![REQUEST.to_vec()], &lrai_loadgen::Progress::default()).is_err());
+}
+
+#[test]
 fn a_closed_loop_keeps_every_connection_busy() {
     let server = fixed(None);
     let report = load(&config(&server.address.to_string()));

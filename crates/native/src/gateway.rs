@@ -150,7 +150,7 @@ impl Gateway {
 
     fn answer(&self, ticket: u64, code: &str, message: String) -> PyResult<()> {
         let outcome = match code {
-            "" => Ok(()),
+            "" => Ok(message),
             "not_found" => Err(Error::not_found(message)),
             "invalid" => Err(Error::invalid(message)),
             "unavailable" => Err(Error::unavailable(message)),

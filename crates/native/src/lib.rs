@@ -3,6 +3,7 @@
 mod gateway;
 mod loadgen;
 mod mailbox;
+mod simulator;
 
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
@@ -32,5 +33,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<gateway::Gateway>()?;
     module.add_class::<gateway::Window>()?;
     module.add_class::<mailbox::Mailbox>()?;
+    module.add_class::<simulator::Simulator>()?;
     module.add_class::<mailbox::Batch>()
 }

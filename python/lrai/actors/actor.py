@@ -173,14 +173,18 @@ class Actor:
         if ran_s > limit_s:
             self.kill("hang", f"ran one batch for {ran_s:.1f} s, the limit is {limit_s:.1f} s")
 
+    @property
+    def used_bytes(self) -> int:
+        """Memory beyond what it shares with its template."""
+        return private_bytes(self.pid) - self._baseline_bytes
+
     def check_itself(self) -> None:
         """End it if it is silent or too large."""
         now_s, limit = time.monotonic(), self.spec.memory_limit_bytes
         # One that has said and done nothing since the last look is no larger than then.
         if limit and self.heard_s >= self._weighed_s:
             self._weighed_s = now_s
-            used = private_bytes(self.pid) - self._baseline_bytes
-            if used > limit:
+            if (used := self.used_bytes) > limit:
                 self.kill("memory", f"uses {used >> 20} MiB, its memory limit is {limit >> 20} MiB")
         if now_s - self.heard_s > SILENCE_S:
             self.kill("hang", f"gave no sign of life for {SILENCE_S:g} s")

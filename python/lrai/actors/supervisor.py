@@ -8,7 +8,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +30,10 @@ _SLOW_CHECK_S: Final = 1.0
 _MOST_EARLY_DEATHS: Final = 3
 # A link closes with its process, unless that has left a child which holds it open.
 _LINK_S: Final = 1.0
+# A spare is for models that run so often that even a restart is long, and small enough to double.
+_SPARE_BATCHES_PER_S: Final = 100
+_SPARE_BYTES: Final = 16 << 20
+_SPARE_IDLE_S: Final = 60.0
 _log = get_log("actors")
 
 
@@ -46,6 +50,14 @@ class _Place:
     early_deaths: int = 0
     """Deaths and failed loads since the last good answer."""
     died_s: float | None = None
+    spare: asyncio.Task[Actor | None] | None = None
+    """The next actor, loaded while this one serves; its result is None if it could not be."""
+
+    def drop_spare(self) -> None:
+        """End the spare, if there is one."""
+        spare, self.spare = self.spare, None
+        if spare and not spare.cancel() and (actor := spare.result()):
+            actor.dismiss()
 
 
 class Supervisor:
@@ -67,7 +79,9 @@ class Supervisor:
         self._reaper = Reaper()
         self._spawner = Spawner(self._reaper)
         self._actors: dict[str, Actor] = {}
-        self._replicas: dict[int, Actor] = {}
+        self._replicas: dict[int, _Place] = {}
+        self._batches: dict[int, int] = {}
+        self._busy_s: dict[int, float] = {}
         self._keepers: dict[int, list[asyncio.Task[None]]] = {}
         self._ready: dict[int, asyncio.Future[None]] = {}
         self._started = 0
@@ -131,12 +145,13 @@ class Supervisor:
         for keeper in keepers:
             keeper.cancel()
         await asyncio.gather(*keepers, return_exceptions=True)
-        self._ready.pop(key, None)
+        for known in (self._ready, self._batches, self._busy_s):
+            known.pop(key, None)
 
     def ready(self, replica: int) -> None:
         """Take notice that a replica takes batches."""
-        actor = self._replicas.get(replica)
-        if actor is None:
+        place = self._replicas.get(replica)
+        if place is None or (actor := place.actor) is None:
             return
         if not self._ready[actor.key].done():
             self._ready[actor.key].set_result(None)
@@ -149,10 +164,10 @@ class Supervisor:
 
         The data plane gets its `settle` as soon as the end of the process is known as well.
         """
-        if actor := self._replicas.get(replica):
-            actor.lose(detail)
+        if (place := self._replicas.get(replica)) and place.actor:
+            place.actor.lose(detail)
 
-    def check(self, windows: Iterable[Window]) -> None:
+    def check(self, windows: Sequence[Window]) -> None:
         """Look for actors that hang, are silent or too large."""
         self._hear()
         now_s = time.monotonic()
@@ -163,14 +178,38 @@ class Supervisor:
         self._checked_s = now_s
         for window in windows:
             for replica, age_ms in window.inflight_age_ms:
-                if suspect := self._replicas.get(replica):
-                    suspect.check_batch(age_ms / 1000, window)
+                if (suspect := self._replicas.get(replica)) and suspect.actor:
+                    suspect.actor.check_batch(age_ms / 1000, window)
         if now_s - self._slow_checked_s >= _SLOW_CHECK_S:
+            self._note_busy(windows, now_s)
             self._slow_checked_s = now_s
-            for actor in self._replicas.values():
-                actor.check_itself()
+            for place in self._replicas.values():
+                if place.actor:
+                    place.actor.check_itself()
+                    self._keep_spare(place, place.actor, now_s)
             if all(actor.pid for actor in self._actors.values()):
                 self._reaper.sweep()
+
+    def _note_busy(self, windows: Sequence[Window], now_s: float) -> None:
+        """Take notice of the models that have run many batches since the last look."""
+        for window in windows:
+            before = self._batches.get(window.key, window.batches)
+            self._batches[window.key] = window.batches
+            if window.batches - before >= _SPARE_BATCHES_PER_S * (now_s - self._slow_checked_s):
+                self._busy_s[window.key] = now_s
+
+    def _keep_spare(self, place: _Place, actor: Actor, now_s: float) -> None:
+        """Load the next actor of a busy place ahead, so that a death costs a hand-over only."""
+        if now_s - self._busy_s.get(place.key, -_SPARE_IDLE_S) >= _SPARE_IDLE_S:
+            place.drop_spare()
+        elif place.spare is None and actor.used_bytes <= _SPARE_BYTES:
+            place.spare = asyncio.get_running_loop().create_task(self._load_next(place))
+
+    async def _next(self, place: _Place) -> Actor | None:
+        """Return the spare, or else load an actor."""
+        spare, place.spare = place.spare, None
+        actor = await spare if spare else None
+        return actor if actor and not actor.gone.done() else await self._load_next(place)
 
     async def _keep(self, place: _Place) -> None:
         """Let a place's actors serve, one after the other, until cancelled.
@@ -182,11 +221,12 @@ class Supervisor:
             while place.number or ready.done() or place.early_deaths < _MOST_EARLY_DEATHS:
                 if place.actor is None:
                     await asyncio.sleep(watch.backoff_s(place.early_deaths))
-                    place.actor = await self._load_next(place)
+                    place.actor = await self._next(place)
                 if place.actor is not None:
                     await self._serve(place, place.actor)
                     place.actor = None
         finally:
+            place.drop_spare()
             if place.actor is not None:
                 await place.actor.leave()
         message = f"its process died {place.early_deaths} times before it was ready"
@@ -202,7 +242,6 @@ class Supervisor:
             reason = str(error)
         else:
             if actor.signature == signature:
-                actor.succeeds_s = place.died_s
                 return actor
             await actor.leave()
             reason = (
@@ -217,11 +256,11 @@ class Supervisor:
 
     async def _serve(self, place: _Place, actor: Actor) -> None:
         """Attach an actor, wait for its end, and tell the data plane why it ended."""
-        actor.key, replica = place.key, 0
+        actor.key, actor.succeeds_s, replica = place.key, place.died_s, 0
         try:
             if not actor.gone.done():
                 replica = self._data_plane.attach(place.key, actor.link.detach())
-                self._replicas[replica] = actor
+                self._replicas[replica] = place
         except Exception as error:  # noqa: BLE001 - the native error has no name in this room
             # The actor has died this moment, or its model is going.
             actor.kill("", f"could not be attached: {error}")

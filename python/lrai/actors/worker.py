@@ -98,6 +98,7 @@ def _live(message: ForkMessage, link_fd: int) -> int:
     _thread.start_new_thread(reporter.beat, ())
     _thread.stack_size(0)
     if mailbox := open_mailbox(link_fd):
+        setproctitle(f"lrai: {message.spec} #{message.number}")
         slabs = Slabs(mailbox.input, mailbox.output, mailbox.output_slot_bytes)
         backend.bind(slabs)
         mailbox.ready()
@@ -109,7 +110,7 @@ def _settle_in(message: ForkMessage) -> None:
     """Make the fresh fork a process of its own: title, seed, priority."""
     end_with_parent(message.parent_pid)
     random.seed()
-    setproctitle(f"lrai: {message.spec} #{message.number}")
+    setproctitle(f"lrai: {message.spec} #{message.number} standby")
     raise_oom_score()
     faulthandler.enable(all_threads=False)
 

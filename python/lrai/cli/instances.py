@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import cast
 
 from lrai.cli.table import print_table
-from lrai.verifier.instances import Outcome, RunSettings, run
+from lrai.verifier.instances import RunSettings, run
+from lrai.verifier.outcomes import Outcome
 
 
 def run_list(path: Path, results: Path | None, settings: RunSettings, as_json: bool) -> int:
@@ -45,6 +46,7 @@ def _summary(outcomes: list[Outcome]) -> dict[str, float | int]:
     answers = [outcome.answer for outcome in outcomes]
     return {
         "instances": len(outcomes),
+        "wrong": sum(outcome.is_wrong for outcome in outcomes),
         **{answer: answers.count(answer) for answer in ("unsat", "sat", "unknown", "error")},
         "certificates accepted": sum(outcome.accepted is True for outcome in outcomes),
         "certificates refused": sum(outcome.accepted is False for outcome in outcomes),

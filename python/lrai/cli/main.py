@@ -10,7 +10,10 @@ import typer
 from lrai.cli.answer import Answer
 from lrai.errors import ConfigError, LraiError
 
-_COMMANDS: Final = ("serve", "models", "infer", "bench", "doctor", "verify", "check", "radius")
+_COMMANDS: Final = (
+    *("serve", "models", "infer", "bench", "simulate", "doctor"),
+    *("verify", "check", "radius"),
+)
 # Their codes 1 and 2 are answers, so what cannot be asked is 3.
 _ANSWERING: Final = ("verify", "check")
 # Their matrices are small: several threads would wait for each other more than they compute.
@@ -32,6 +35,10 @@ Ask what this machine can do, and how fast a server is:
     lrai doctor
 
     lrai bench http://127.0.0.1:8000 --model model
+
+Find out how its requests would best be batched:
+
+    lrai simulate --service 80,13 --goal 1ms
 
 Prove what a model can answer, and check a proof:
 

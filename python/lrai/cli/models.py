@@ -1,4 +1,4 @@
-"""`lrai models`: what a server serves; loads and unloads over its repository API."""
+"""`lrai models`: what a server serves and why so; loads and unloads over its repository API."""
 
 import base64
 import json
@@ -14,15 +14,21 @@ from lrai.errors import ConfigError
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name.")]
 _LOAD_TIMEOUT_S: Final = 900.0
+_SEEN: Final = (
+    *("at_s", "requests_per_s", "p99_ms", "queue_age_ms", "busy", "late", "refused_late"),
+    *("k", "cap", "tau_ms"),
+)
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     group = typer.Typer(
-        help="List, show, load and unload the models of a running server.", no_args_is_help=True
+        help="List, show, explain, load and unload the models of a running server.",
+        no_args_is_help=True,
     )
     group.command("list")(_list)
     group.command("show")(_show)
+    group.command("why")(_why)
     group.command("load")(_load)
     group.command("unload")(_unload)
     app.add_typer(group, name="models")
@@ -84,6 +90,36 @@ def _statistics(stats: dict[str, Any]) -> list[tuple[str, object]]:
         if (count := int(times[name]["count"]))
     ]
     return rows
+
+
+def _why(
+    model: Name,
+    version: Annotated[str, typer.Option("--version", help="Default: the latest.")] = "",
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """Say what the scheduler has seen of a model, what it has set, and why."""
+    told = Client(url).get(f"{model_path(model, version)}/scheduler")
+    if as_json:
+        print(json.dumps(told, indent=2))
+        return
+    print(f"{told['name']}/{told['version']} ({told['policy']}): {told['why']}.\n")
+    goal, p99, knobs = told["latency_goal_ms"], told["p99_ms"], told["knobs"]
+    leaves = "as soon as a replica is free"
+    if not knobs["work_conserving"]:
+        leaves = f"with {knobs['k'] or knobs['cap']} rows or after {knobs['tau_ms']:g} ms"
+    print_table(
+        ("what", "value"),
+        [
+            ("latency goal", "none" if goal is None else f"p99 of {goal:g} ms"),
+            ("p99 over 10 s", "no requests" if p99 is None else f"{p99:g} ms"),
+            ("a batch leaves", leaves),
+            ("most rows", knobs["cap"] or "as many as the model takes"),
+        ],
+    )
+    if told["seen"]:
+        print()
+        print_table(_SEEN, [[row[column] for column in _SEEN] for row in told["seen"]])
 
 
 def _load(

@@ -22,6 +22,16 @@ class Window(Protocol):
     """What the supervisor looks at of one model; counters since the start, plain numbers."""
 
     @property
+    def key(self) -> int:
+        """The model."""
+        ...
+
+    @property
+    def batches(self) -> int:
+        """Batches run."""
+        ...
+
+    @property
     def inflight_age_ms(self) -> list[tuple[int, int]]:
         """For each replica with a batch in flight: its id and the batch's age."""
         ...

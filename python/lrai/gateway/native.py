@@ -9,6 +9,7 @@ from typing import Any
 from lrai import _native
 from lrai.config import Settings
 from lrai.errors import DataPlaneError, LraiError, RepositoryError
+from lrai.gateway.faces.journal import journal_config
 from lrai.registry.index import IndexRow
 from lrai.registry.resolve import ServedModel
 
@@ -18,7 +19,7 @@ class Event:
     """Something that happened in the data plane; fields that its kind does not use are empty."""
 
     event: str
-    """replica_ready, replica_lost, command, removed, poison or log."""
+    """replica_ready, replica_lost, command, removed, poison or journal."""
     key: int = 0
     replica: int = 0
     detail: str = ""
@@ -26,7 +27,7 @@ class Event:
     ticket: int = 0
     """Of a command: what `Gateway.answer` wants; a client waits for it."""
     kind: str = ""
-    """Of a command: load or unload."""
+    """Of a command: load, unload or why."""
     model: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
@@ -97,6 +98,7 @@ def gateway_config(settings: Settings) -> dict[str, Any]:
         "model_control": settings.repository.model_control_mode,
         "access_log": settings.log.access_log,
         "server_version": _native.__version__,
+        **journal_config(settings),
     }
 
 

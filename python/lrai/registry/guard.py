@@ -23,6 +23,14 @@ class GuardBox:
     upper: tuple[float, ...]
 
 
+def guard_places(model: Path) -> list[Path]:
+    """Return where the guard of a model file may lie, the first place first."""
+    places = [model.with_suffix(".guard.json")]
+    if model.parent.name.isdecimal():
+        places += [model.parent / FILE_NAME, model.parent.parent / FILE_NAME]
+    return places
+
+
 def read_guard(model: Path) -> tuple[tuple[GuardBox, ...], str]:
     """Return the boxes of the guard of a model file, and a note.
 
@@ -30,10 +38,7 @@ def read_guard(model: Path) -> tuple[tuple[GuardBox, ...], str]:
     versions. No boxes where there is none, or where it is about another model file; the note says
     so. Raises RepositoryError for a file that is not a guard.
     """
-    places = [model.with_suffix(".guard.json")]
-    if model.parent.name.isdecimal():
-        places += [model.parent / FILE_NAME, model.parent.parent / FILE_NAME]
-    path = next(filter(Path.is_file, places), None)
+    path = next(filter(Path.is_file, guard_places(model)), None)
     if path is None or not model.is_file():
         return (), ""
     document = _read(path)

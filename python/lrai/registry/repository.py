@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from lrai.config import Settings, overlay, read_toml
 from lrai.errors import ConfigError, LraiError, ModelNotFoundError, RepositoryError
+from lrai.registry.guard import guard_places
 from lrai.registry.triton_config import TritonConfig, read_triton_config
 
 ParseConfig = Callable[[str], str]
@@ -38,7 +39,7 @@ class ModelSource:
     name: str
     backend: str
     settings: Settings
-    """The server's settings with the model's lrai.toml over them; `model` and `knobs` count."""
+    """The server's settings with the model's lrai.toml over them; not all sections count."""
     options: Mapping[str, str]
     """Settings of the backend's own: `parameters` of config.pbtxt, `[options]` of lrai.toml."""
     config: TritonConfig
@@ -162,7 +163,7 @@ class Repository:
         options = tables.pop("options", {})
         if not isinstance(options, dict):
             raise ConfigError(f"{file}: options is no section", hint="write [options]")
-        settings = overlay(self._settings, tables, file, "model", "knobs")
+        settings = overlay(self._settings, tables, file, "model", "knobs", "scheduler")
         return settings, {key: str(value) for key, value in options.items()}
 
 
@@ -243,8 +244,8 @@ def _onnx_file(path: Path) -> Path:
 
 
 def _version(version: str, path: Path, parts: tuple[Path, ...]) -> VersionSource:
-    files = [file for part in parts for file in _files_of(part)]
-    stats = [(str(file), file.stat()) for file in files]
+    files = {file for part in (*parts, *guard_places(path)) for file in _files_of(part)}
+    stats = [(str(file), file.stat()) for file in sorted(files)]
     marks = tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
     return VersionSource(version=version, path=path, fingerprint=marks)
 

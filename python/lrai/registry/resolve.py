@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from lrai.config import KnobsConfig, ModelConfig
+from lrai.config import KnobsConfig, ModelConfig, SchedulerConfig
 from lrai.core.model import Ragged, Signature, TensorInfo, first_edges
 from lrai.errors import RepositoryError
 from lrai.registry.guard import GuardBox, read_guard
@@ -28,6 +28,9 @@ class ServedModel:
     outputs: tuple[TensorInfo, ...]
     model: ModelConfig
     knobs: KnobsConfig
+    is_tuned: bool
+    """Whether the scheduler sets the knobs; False where somebody has."""
+    scheduler: SchedulerConfig
     priority_levels: int
     """Lowest priority class of requests; 0 = any number is one."""
     default_priority: int
@@ -63,7 +66,10 @@ def model_settings(source: ModelSource, cpus: int) -> tuple[ModelConfig, KnobsCo
 
 def _default_threads(source: ModelSource, share: int) -> int:
     """One for a model that computes less in a batch than waking a second thread costs."""
-    sizes = [sum(size for _, _, size in one.fingerprint) for one in source.versions]
+    sizes = [
+        sum(size for name, _, size in one.fingerprint if not name.endswith(".json"))
+        for one in source.versions
+    ]
     is_tiny = source.backend == "onnxruntime" and max(sizes, default=0) < _TINY_BYTES
     return 1 if is_tiny else max(1, share)
 
@@ -91,6 +97,8 @@ def resolve(source: ModelSource, version: str, signature: Signature, cpus: int) 
         model=model,
         # The edges stand in `ragged`.
         knobs=replace(knobs, k=min(knobs.k or max_batch_size, max_batch_size) or 1, edges=()),
+        is_tuned=replace(knobs, slack_s=0.0, edges=()) == replace(KnobsConfig(), slack_s=0.0),
+        scheduler=source.settings.scheduler,
         priority_levels=source.config.priority_levels,
         default_priority=source.config.default_priority,
         file_name=path.name

@@ -5,7 +5,6 @@ squares of relative errors, predicts sizes that were never seen. Where the cells
 line by more than their noise, they win: the prediction is then a table.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from math import hypot, log2, sqrt
 from typing import Any, Final
@@ -19,33 +18,62 @@ _HALF_LIFE_S: Final = 20.0
 _LEAST_WEIGHT: Final = 0.02
 # A guess before anything is known: half of a single row's time is fixed, and so uncertain it is.
 _PRIOR: Final = 0.5
-_PRIOR_WEIGHT: Final = 0.02
+_PRIOR_WEIGHT: Final = 0.002
 _PRIOR_NOISE: Final = 0.1
 _MISFIT: Final = 0.01
 _SURPRISE: Final = 0.1
+# Batches after which a size is known.
+_KNOWN: Final = 8.0
+# What is left of a bucket's weight after a tick.
+_FADE: Final = 0.95
 _EXACT_ROWS: Final = 16
 
 
 class _Cell:
     """Batches of about one size."""
 
-    __slots__ = ("mean_s", "rows", "seen_s", "variance_s2", "weight")
+    __slots__ = (
+        *("mean_s", "rows", "seen_s", "typical_s", "variance_s2", "weight"),
+        *("new", "new_rows", "new_s", "new_s2"),
+    )
 
     def __init__(self, plain: Sequence[float] = (0.0, 0.0, 0.0, 0.0, 0.0)) -> None:
         self.weight, self.rows, self.mean_s, self.variance_s2, self.seen_s = plain
+        self.typical_s = _typical(self.mean_s, self.variance_s2)
+        """The median, were times log-normal: batches that a busy machine held up move it little."""
+        self.new = self.new_rows = 0
+        self.new_s = self.new_s2 = 0.0
 
-    def add(self, sample: ServiceSample, now_s: float) -> None:
-        """Take in a tick's batches; the older ones count less the more there are."""
-        old, new = min(self.weight, _MEMORY), float(sample.batches)
+    def add(self, sample: ServiceSample) -> None:
+        """Lay a tick's batches aside."""
+        self.new += sample.batches
+        self.new_rows += sample.batches * sample.rows
+        self.new_s += sample.sum_s
+        self.new_s2 += sample.sum_squares_s2
+
+    def learn(self, now_s: float) -> None:
+        """Take in what was laid aside; older batches count less the more new ones there are."""
+        if not self.new:
+            return
+        old, new = min(self.weight, _MEMORY), float(self.new)
         share = new / (old + new)
-        mean_s = sample.sum_s / new
-        spread_s2 = max(0.0, sample.sum_squares_s2 / new - mean_s * mean_s)
+        mean_s = self.new_s / new
+        spread_s2 = max(0.0, self.new_s2 / new - mean_s * mean_s)
         gap_s = mean_s - self.mean_s
         between_s2 = share * (1 - share) * gap_s * gap_s
         self.variance_s2 += share * (spread_s2 - self.variance_s2) + between_s2
         self.mean_s += share * gap_s
-        self.rows += share * (sample.rows - self.rows)
+        self.rows += share * (self.new_rows / new - self.rows)
         self.weight, self.seen_s = old + new, now_s
+        self.typical_s = _typical(self.mean_s, self.variance_s2)
+        self.new = self.new_rows = 0
+        self.new_s = self.new_s2 = 0.0
+
+    def scale(self, factor: float) -> None:
+        """Take all batches as if they had taken `factor` times as long."""
+        self.mean_s *= factor
+        self.typical_s *= factor
+        self.variance_s2 *= factor * factor
 
     def to_plain(self) -> list[float]:
         """Return the state, in the order in which it is read."""
@@ -63,26 +91,30 @@ class _Curve:
         self.doubt = (1.0, 0.0, 1.0)
         """Covariance of alpha and beta: both variances around the covariance."""
         self.table_s: list[float] = []
+        self.busy_s = self.rows = 0.0
+        """Of late; both fade at the same rate."""
         self._knots: list[tuple[float, float]] = []
 
     def fit(self, now_s: float, max_rows: int) -> None:
         """Draw the line and the corrections to it from the cells."""
+        for cell in self.cells.values():
+            cell.learn(now_s)
         cells = sorted(self.cells.values(), key=lambda cell: cell.rows)
         first = cells[0]
-        single_s = first.mean_s / (1 - _PRIOR + _PRIOR * first.rows)
+        single_s = first.typical_s / (1 - _PRIOR + _PRIOR * first.rows)
         prior = _PRIOR_WEIGHT / single_s**2
         aa, ab, bb, ya, yb = prior, 0.0, prior, _PRIOR * prior * single_s, _PRIOR * prior * single_s
         noise, total = _PRIOR_NOISE**2, 1.0
         for cell in cells:
             age_s = now_s - cell.seen_s
             weight = cell.weight * max(0.5 ** (age_s / _HALF_LIFE_S), _LEAST_WEIGHT)
-            over = 1 / cell.mean_s
+            over = 1 / cell.typical_s
             aa += weight * over * over
             ab += weight * over * over * cell.rows
             bb += weight * over * over * cell.rows * cell.rows
             ya += weight * over
             yb += weight * over * cell.rows
-            noise += weight * cell.variance_s2 * over * over
+            noise += weight * cell.variance_s2 / (cell.mean_s * cell.mean_s)
             total += weight
         det = aa * bb - ab * ab
         alpha_s, beta_s = (bb * ya - ab * yb) / det, (aa * yb - ab * ya) / det
@@ -95,26 +127,54 @@ class _Curve:
         square = self.noise**2 / det
         self.doubt = (bb * square, -ab * square, aa * square)
         self._knots = [(cell.rows, self._misfit(cell)) for cell in cells]
-        self.table_s = [0.0, *map(self.predict_s, range(1, max_rows + 1))]
+        self.table_s = self._table_s(max_rows)
+
+    def _table_s(self, max_rows: int) -> list[float]:
+        """The predictions by rows: straight on from both ends of what was seen."""
+        table_s, at, knots = [0.0], 0, [(0.0, self._knots[0][1]), *self._knots]
+        (low, left), (high, right) = knots[0], knots[1]
+        for rows in range(1, max_rows + 1):
+            while rows > high and at + 2 < len(knots):
+                at += 1
+                (low, left), (high, right) = knots[at], knots[at + 1]
+            misfit = left + (right - left) * (rows - low) / (high - low) if rows < high else right
+            table_s.append((self.alpha_s + self.beta_s * rows) * (1 + misfit))
+        return table_s
 
     def _misfit(self, cell: _Cell) -> float:
         """How far the cell is from the line, as a ratio, without what may be its noise."""
-        ratio = cell.mean_s / (self.alpha_s + self.beta_s * cell.rows) - 1
+        ratio = cell.typical_s / (self.alpha_s + self.beta_s * cell.rows) - 1
         doubt = _MISFIT**2 + 2 * self.noise**2 / cell.weight
         return ratio * ratio * ratio / (ratio * ratio + doubt)
 
-    def predict_s(self, rows: float) -> float:
-        """Return the expected time of a batch."""
-        line_s, knots = self.alpha_s + self.beta_s * rows, self._knots
-        at = bisect_left(knots, (rows,))
-        if at == 0:
-            return line_s * (1 + knots[0][1])
-        if at == len(knots):
-            return line_s * (1 + knots[-1][1])
-        (low, left), (high, right) = knots[at - 1], knots[at]
-        return line_s * (1 + left + (right - left) * (rows - low) / (high - low))
+    def add(self, samples: Sequence[ServiceSample], now_s: float) -> bool:
+        """Lay batches aside; return whether they are new or unlike others of their size."""
+        took_s = expected_s = chance_s2 = 0.0
+        touched, cells = [], self.cells
+        for sample in samples:
+            cell = cells.get(_cell_of(sample.rows))
+            touched.append(cell)
+            self.busy_s += sample.sum_s
+            self.rows += sample.batches * sample.rows
+            if cell is not None and cell.weight >= _KNOWN:
+                batches, mean_s = sample.batches, sample.sum_s / sample.batches
+                spread_s2 = max(0.0, sample.sum_squares_s2 / batches - mean_s * mean_s)
+                usual_s = cell.typical_s
+                took_s += batches * _typical(mean_s, spread_s2)
+                expected_s += batches * usual_s
+                chance_s2 += batches * usual_s * usual_s
+        chance_s = 3 * self.noise * sqrt(chance_s2)
+        is_odd = abs(took_s - expected_s) > _SURPRISE * expected_s + chance_s
+        if is_odd:
+            # Whatever slowed or sped these batches did the same to those that were not run.
+            for one in cells.values():
+                one.learn(now_s)
+                one.scale(took_s / expected_s)
+        for sample, cell in zip(samples, touched, strict=True):
+            (cell or cells.setdefault(_cell_of(sample.rows), _Cell())).add(sample)
+        return is_odd or None in touched
 
-    def doubt_s(self, rows: float) -> float:
+    def doubt_s(self, rows: int) -> float:
         """Return the standard error of the line at `rows`."""
         aa, ab, bb = self.doubt
         return sqrt(max(0.0, aa + 2 * ab * rows + bb * rows * rows))
@@ -126,6 +186,7 @@ class ServiceModel:
     def __init__(self, max_rows: int) -> None:
         """Know nothing; batches have at most `max_rows` rows."""
         self.max_rows = max(1, max_rows)
+        self._steps = _steps(self.max_rows)
         self._curves: dict[int, _Curve] = {}
 
     @property
@@ -133,39 +194,45 @@ class ServiceModel:
         """Bucket edges that are learnt, ascending; [0] for a model without buckets."""
         return sorted(self._curves)
 
-    def update(self, samples: Iterable[ServiceSample], now_s: float) -> bool:
-        """Learn from a tick's batches; return whether they took another time than predicted.
+    def busiest(self) -> tuple[int, float]:
+        """Return the bucket edge that takes most of the time, and its share of all rows."""
+        edge, curve = max(self._curves.items(), key=lambda one: one[1].busy_s)
+        return edge, curve.rows / (sum(one.rows for one in self._curves.values()) or 1.0) or 1.0
 
-        Predictions change with `fit`, or where a bucket edge is new.
+    def update(self, samples: Iterable[ServiceSample], now_s: float) -> bool:
+        """Learn from a tick's batches; return whether predictions have changed at once.
+
+        They do where sizes are new or take another time than before, and else with `fit`.
         """
-        took_s = expected_s = chance_s2 = 0.0
-        is_new = False
+        by_edge: dict[int, list[ServiceSample]] = {}
         for sample in samples:
-            if sample.batches <= 0 or sample.rows <= 0 or sample.sum_s <= 0:
-                continue
-            curve = self._curves.get(sample.edge) or _Curve()
-            curve.cells.setdefault(_cell_of(sample.rows), _Cell()).add(sample, now_s)
-            if sample.edge not in self._curves:
-                self._curves[sample.edge] = curve
+            if sample.batches > 0 and sample.rows > 0 and sample.sum_s > 0:
+                by_edge.setdefault(sample.edge, []).append(sample)
+        is_surprised = False
+        for curve in self._curves.values():
+            curve.busy_s *= _FADE
+            curve.rows *= _FADE
+        for edge, group in by_edge.items():
+            curve = self._curves.setdefault(edge, _Curve())
+            if curve.add(group, now_s):
                 curve.fit(now_s, self.max_rows)
-                is_new = True
-            one_s = curve.table_s[min(sample.rows, self.max_rows)]
-            took_s += sample.sum_s
-            expected_s += sample.batches * one_s
-            chance_s2 += sample.batches * (curve.noise * one_s) ** 2
-        gap_s = abs(took_s - expected_s)
-        return is_new or gap_s > _SURPRISE * expected_s + 3 * sqrt(chance_s2)
+                is_surprised = True
+        return is_surprised
 
     def fit(self, now_s: float) -> None:
         """Let the predictions follow what was seen."""
         for curve in self._curves.values():
             curve.fit(now_s, self.max_rows)
 
-    def predict(self, rows: float, edge: int = 0) -> tuple[float, float]:
+    def predict(self, rows: int, edge: int = 0) -> tuple[float, float]:
         """Return mean and standard deviation of one batch in seconds; raises KeyError unlearnt."""
         curve = self._curves[edge]
-        mean_s = curve.predict_s(rows)
+        mean_s = curve.table_s[min(rows, self.max_rows)]
         return mean_s, hypot(curve.noise * mean_s, curve.doubt_s(rows))
+
+    def doubt_s(self, edge: int = 0) -> float:
+        """Return the standard error of alpha in seconds."""
+        return sqrt(self._curves[edge].doubt[0])
 
     def line(self, edge: int = 0) -> tuple[float, float]:
         """Return alpha and beta of `alpha + beta rows`, in seconds."""
@@ -182,9 +249,9 @@ class ServiceModel:
     def points(self) -> tuple[ServicePoint, ...]:
         """Return the curves as the data plane wants them: a few points each."""
         return tuple(
-            ServicePoint(edge, rows, self._curves[edge].predict_s(rows))
+            ServicePoint(edge, rows, self._curves[edge].table_s[rows])
             for edge in self.edges
-            for rows in _steps(self.max_rows)
+            for rows in self._steps
         )
 
     def to_plain(self) -> dict[str, Any]:
@@ -202,6 +269,10 @@ class ServiceModel:
                 state = (min(weight, _MEMORY / 8), rows, mean_s, variance_s2, now_s)
                 curve.cells[int(key)] = _Cell(state)
             curve.fit(now_s, self.max_rows)
+
+
+def _typical(mean: float, variance: float) -> float:
+    return mean / sqrt(1 + variance / (mean * mean)) if mean else 0.0
 
 
 def _cell_of(rows: int) -> int:

@@ -1,5 +1,6 @@
 """The default policy: a learnt model of service and arrivals, and the cheapest knobs under it."""
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -15,6 +16,8 @@ _WORTH: Final = 0.03
 # So many standard deviations of a batch's time are kept before the deadline.
 _SURE: Final = 3.0
 _LEAST_SLACK: Final = 0.02
+_MOST_SLACK: Final = 0.2
+_MOST_NOISE: Final = 0.25
 _NEWS: Final = 0.1
 _REPLAN_S: Final = 1.0
 _PROBE_S: Final = 60.0
@@ -81,11 +84,13 @@ class ModelBased(Policy):
     def _replan(self, seen: Observation) -> None:
         self._planned_s, self._planned_for = seen.now_s, self._load()
         self.service.fit(seen.now_s)
-        edge = self.service.edges[-1]
+        edge, share = self.service.busiest()
         table_s = self.service.table_s(edge)
-        self._cap = _cap(table_s)
+        self._cap = _cap(table_s, self.service.doubt_s(edge))
         cap = self._cap
-        if cap < self.target.max_rows and seen.now_s - self._probed_s >= _PROBE_S:
+        if self._probed_s == float("-inf"):
+            self._probed_s = seen.now_s
+        elif cap < self.target.max_rows and seen.now_s - self._probed_s >= _PROBE_S:
             # Whether larger batches pay can only be seen in larger batches.
             self._probed_s = seen.now_s
             self._planned_s = float("-inf")
@@ -96,12 +101,15 @@ class ModelBased(Policy):
             self._knobs = Knobs(cap=cap)
             return
         cap = self._cap = _within(table_s, cap, goal_s)
-        _, doubt_s = self.service.predict(cap, edge)
-        slack_s = _SURE * doubt_s + (_LEAST_SLACK + self.margin) * goal_s
-        group = self.arrivals.rows_per_request
-        noise = self.service.noise(edge)
-        load = Load(self.arrivals.rates(), group, table_s, noise, max(1, seen.replicas))
-        self.longest_s = max(0.0, goal_s - table_s[min(cap, max(1, round(group)))] - slack_s)
+        group, noise = self.arrivals.rows_per_request, self.service.noise(edge)
+        # Not for sizes that are uncertain because they were never seen: then they never would be.
+        noise_s = min(_SURE * noise * table_s[cap], _MOST_SLACK * goal_s)
+        slack_s = noise_s + _LEAST_SLACK * goal_s
+        rates = [(weight, share * rate) for weight, rate in self.arrivals.rates()]
+        load = Load(rates, group, table_s, min(noise, _MOST_NOISE), max(1, seen.replicas))
+        lone_s = table_s[min(cap, max(1, round(group)))]
+        # The margin shortens waiting only: requests are not refused for what others made late.
+        self.longest_s = max(0.0, (1 - self.margin) * goal_s - lone_s - slack_s)
         most = max(1, int(cap / group))
         self.plan = choose(load, goal_s, self.longest_s, most, self.target.cpu_cost)
         self._knobs = Knobs(
@@ -118,12 +126,7 @@ class ModelBased(Policy):
         """Keep more of the goal free while more answers are late than the plan can explain."""
         if self.target.goal_s is None or not seen.requests:
             return
-        goal_us = self.target.goal_s * 1e6
-        late = sum(
-            count
-            for count, bound in zip(seen.latency[1:], seen.bounds_us, strict=False)
-            if bound >= goal_us
-        )
+        late = sum(seen.latency[bisect_left(seen.bounds_us, self.target.goal_s * 1e6) + 1 :])
         share = seen.requests / (seen.requests + 1000)
         self._late += share * (late / seen.requests - self._late)
         if self._late > _MOST_LATE:
@@ -135,7 +138,7 @@ class ModelBased(Policy):
         """Say what was learnt and what follows from it."""
         if not self.service.edges:
             return "nothing has been served yet, so a batch leaves as soon as a replica is free"
-        alpha_s, beta_s = self.service.line(self.service.edges[-1])
+        alpha_s, beta_s = self.service.line(self.service.busiest()[0])
         learnt = f"a batch takes {alpha_s * 1e3:.3g} ms and {beta_s * 1e3:.3g} ms per row"
         most = f"with at most {self._cap} rows"
         if self._cap == 1:
@@ -170,13 +173,16 @@ class ModelBased(Policy):
         self.margin = float(plain["margin"])
 
 
-def _cap(table_s: list[float]) -> int:
-    """Return the fewest rows whose time per row is about as good as that of any batch."""
-    best_s = min(time_s / rows for rows, time_s in enumerate(table_s) if rows)
+def _cap(table_s: list[float], doubt_s: float) -> int:
+    """Return the fewest rows whose time per row is about as good as that of any batch.
+
+    What may be fixed for all that is known counts as fixed: batches are made smaller on evidence.
+    """
+    best_s = min((time_s + doubt_s) / rows for rows, time_s in enumerate(table_s) if rows)
     return next(
         rows
         for rows, time_s in enumerate(table_s)
-        if rows and time_s <= (1 + _WORTH) * rows * best_s
+        if rows and time_s + doubt_s <= (1 + _WORTH) * rows * best_s
     )
 
 

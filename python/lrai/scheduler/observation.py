@@ -1,5 +1,6 @@
 """What happened to one model between two looks at the data plane."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import sub
 from typing import Final, NamedTuple, Protocol
@@ -71,7 +72,7 @@ class Window(Protocol):
         ...
 
     @property
-    def service(self) -> list[tuple[int, int, int, float, float]]:
+    def service(self) -> Sequence[tuple[int, int, int, float, float]]:
         """Batches since the last look: bucket edge, rows, count, sum in us, sum of squares in us^2.
 
         A batch's time is what the replica took as the gateway saw it.

@@ -15,12 +15,11 @@ from typing import Final, NamedTuple
 # A mean latency of one goal costs a fifth of a busy processor, each missed goal in 20 a whole one.
 LATENCY_COST: Final = 0.2
 MISS_COST: Final = 20.0
-_AGES: Final = (1.0, 0.6, 0.3)
+_AGES: Final = (1.0, 0.5)
 _NEGLIGIBLE: Final = 1e-4
 _ROUNDS: Final = 3
-_FULL: Final = 0.97
 # A search along k ends where the cost is so much above the least.
-_HOPELESS: Final = 1.15
+_HOPELESS: Final = 1.05
 # Batches that take much longer than usual are rare, but not as rare as noise would have them.
 _OUTLIERS: Final = 0.08
 _SQRT_2: Final = sqrt(2)
@@ -117,7 +116,7 @@ class _Batches:
         Both times vary with the noise, and with the rows where batches grow while none is free.
         """
         load, rate = self._load, self._rate
-        per_row_s = (_time_s(load, size + 1) - _time_s(load, size)) / load.replicas
+        per_row_s = max(0.0, _time_s(load, size + 1) - _time_s(load, size)) / load.replicas
         growth = min(0.95, rate * per_row_s)
         crowd = 1 - self._size / size
         wobble_s = (1 + growth) * per_row_s * sqrt(size / (1 - growth * growth)) * crowd
@@ -137,12 +136,11 @@ def _along_k(load: Load, goal_s: float, tau_s: float, most: int, cpu_cost: float
     """Return the cheapest plan with this tau."""
     runs = [(share, rate, _Batches(load, goal_s, rate, tau_s)) for share, rate in load.rates]
     total = sum(share * rate for share, rate, _ in runs)
-    is_stable = total * _time_s(load, most) < _FULL * most * load.replicas
     best, k, wanted = Plan(1, tau_s, inf, 1.0, inf), 0, 1
     while k < most:
         k += 1
         if k == min(wanted, most):
-            wanted = k + max(1, k // 6)
+            wanted = k + max(1, k // 5)
             busy = mean_s = late = 0.0
             for share, rate, batches in runs:
                 one, weight = batches.outcome(), share * rate / total
@@ -150,8 +148,6 @@ def _along_k(load: Load, goal_s: float, tau_s: float, most: int, cpu_cost: float
                 mean_s += weight * one.mean_s
                 late += weight * one.late
             cost = cpu_cost * busy + LATENCY_COST * mean_s / goal_s + MISS_COST * late
-            if not is_stable:
-                cost += 1 - k / most
             if cost < best.cost:
                 best = Plan(k, tau_s, cost, busy, mean_s)
             elif cost > _HOPELESS * best.cost:

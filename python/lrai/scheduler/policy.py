@@ -31,6 +31,10 @@ class Policy(ABC):
         """Start without having seen anything."""
         self.target = target
 
+    def first(self) -> Knobs:
+        """Return the knobs before anything is seen: greedy."""
+        return Knobs()
+
     @abstractmethod
     def decide(self, seen: Observation) -> Knobs:
         """Return the knobs for the next tick."""

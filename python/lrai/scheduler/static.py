@@ -20,6 +20,10 @@ class Static(Policy):
             knobs = Knobs(k=32, tau_s=tau_s, work_conserving=False)
         self.knobs = replace(knobs, k=min(knobs.k, target.max_rows))
 
+    def first(self) -> Knobs:
+        """Return the same knobs as ever."""
+        return self.knobs
+
     def decide(self, seen: Observation) -> Knobs:  # noqa: ARG002, whatever is seen
         """Return the same knobs as ever."""
         return self.knobs

@@ -67,10 +67,10 @@ class ServerProcess:
         return found
 
     def actors(self, model: str = "") -> list[int]:
-        """Return the pids of the actors of a model, or of all models."""
+        """Return the pids of the actors that serve a model, or all models; spares do not."""
         prefix = f"lrai: {model}/" if model else "lrai: "
         rows = sorted(self.processes().items())
-        return [pid for pid, title in rows if title.startswith(prefix) and "/" in title]
+        return [pid for pid, title in rows if title.startswith(prefix) and " #" in title[-4:]]
 
     def template(self) -> int:
         """Return the pid of a template process."""

@@ -1,5 +1,6 @@
-"""Looks for counterexamples by projected gradient descent (Madry et al. 2018)."""
+"""Looks for counterexamples: on a lattice, and by projected descent (Madry et al. 2018)."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,11 @@ from lrai.verifier.property import Case
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
+
+_LATTICE = 2**13
+"""Points of a lattice over the boxes of all cases."""
+_CHUNK = 2**9
+"""Points that are evaluated at once, so that their values stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,11 @@ class Objective:
 
     def measure(self, x: Array, case: Indices) -> Array:
         """`(N,)`: the largest of `rows @ y - offset` of each point's case."""
-        found: Array = self._conditions(self.network.evaluate(x), x, case).max(axis=1)
+        return self.judge(self.network.evaluate(x), x, case)
+
+    def judge(self, y: Array, x: Array, case: Indices) -> Array:
+        """`measure` of points with known outputs `(N, n_out)`."""
+        found: Array = self._conditions(y, x, case).max(axis=1)
         return found
 
     def _conditions(self, y: Array, x: Array, case: Indices) -> Array:
@@ -117,10 +127,40 @@ class Attack:
 def attack(
     network: Network, cases: Sequence[Case], settings: AttackSettings
 ) -> Iterator[tuple[int, Array]]:
-    """Yield what `settings.rounds` rounds of an Attack find; stop asking to end the search."""
+    """Yield what a lattice and then `settings.rounds` rounds of an Attack find, as far as asked."""
+    points, case, measure = lattice(network, cases)
+    order = np.argsort(measure, kind="stable")[: settings.starts]
+    yield from ((int(case[row]), points[row]) for row in order if measure[row] <= 0)
     rounds = Attack(network, cases, settings)
-    for _ in range(settings.rounds):
-        yield from rounds.round()
+    for index in range(settings.rounds):
+        yield from rounds.round(points[order[: settings.starts // 4]] if index == 0 else None)
+
+
+def lattice(network: Network, cases: Sequence[Case]) -> tuple[Array, Indices, Array]:
+    """Points `(N, n_in)` between the ends of every input, their cases and measures `(N,)`.
+
+    Extremes of a network are common on the faces of a box, where descent from a random point seldom
+    arrives in all inputs at once. Too many inputs for three values of each give no points.
+    """
+    objective, size = Objective(network, cases), network.input_size
+    boxes, which = np.unique(
+        np.concatenate([objective.lower, objective.upper], axis=1), axis=0, return_inverse=True
+    )
+    levels = int((_LATTICE / len(boxes)) ** (1 / max(size, 1)) + 1e-9)
+    levels -= 1 - levels % 2  # the centre is one of an odd number
+    if levels < 3:
+        return np.zeros((0, size)), np.zeros(0, np.intp), np.zeros(0)
+    places = np.array(list(itertools.product(np.linspace(0, 1, levels), repeat=size)))
+    found = []
+    for index, box in enumerate(boxes):
+        owners = np.flatnonzero(which.reshape(-1) == index)
+        for start in range(0, len(places), _CHUNK):
+            x = box[:size] + (box[size:] - box[:size]) * places[start : start + _CHUNK]
+            y, copies = network.evaluate(x), (len(owners), 1)
+            x, y, case = np.tile(x, copies), np.tile(y, copies), np.repeat(owners, len(x))
+            found.append((x, case, objective.judge(y, x, case)))
+    points, case, measure = (np.concatenate(part) for part in zip(*found, strict=True))
+    return points, case, measure
 
 
 def _starts(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lrai.verifier.network import Node
-from lrai.verifier.operators.base import Array, Box, Elementwise, Linear
+from lrai.verifier.operators.base import Array, Box, Elementwise, Linear, Planes
 from lrai.verifier.regions import Index, Lines, Regions
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ class Choice:
     """What an optimiser may choose per row of a bound; every choice is valid."""
 
     slopes: dict[int, Array] = field(default_factory=dict)
-    """In [0, 1], `(R, size)` per adjustable node."""
+    """In [0, 1], `(R, size)` per adjustable node; of a Relu also `(N or 1, P, size)`, for P rows of
+    each of N regions."""
     betas: dict[int, Array] = field(default_factory=dict)
     """`(R, size)` per node in front of a Relu: <= 0 where the split says that the node is >= 0,
     >= 0 where it says <= 0, else 0 (beta-CROWN, Wang et al. 2021)."""
@@ -77,7 +78,7 @@ class Backward:
                 beta = beta.reshape(rows.shape)
                 rows = rows + beta
             if self.trace is not None:
-                self.trace.rows[index] = rows.reshape(-1, rows.shape[2])
+                self.trace.rows[index] = rows.reshape(self.total.size, rows.shape[2])
             if node.operator is None:
                 self._finish(regions.boxes[index], regions.errors[index], rows)
                 if self.trace is not None:
@@ -95,8 +96,11 @@ class Backward:
 
     def _elementwise(self, index: int, rows: Array, bounds: "Bounds", regions: Regions) -> Array:
         """Take the lower line where a row is positive and the upper one where it is negative."""
+        slopes = self.choice.slopes.get(index)
+        if slopes is not None and slopes.ndim == 3:
+            return self._sloped(bounds.steepest(index, regions), rows, slopes)
         lines = regions.lines[index]
-        if index in self.choice.slopes or lines is None:
+        if slopes is not None or lines is None:
             lines = Lines.of(bounds.planes(index, regions, self.choice))
         if self.trace is not None:
             self.trace.lines[index] = lines
@@ -112,11 +116,25 @@ class Backward:
         found += size
         return found
 
+    def _sloped(self, planes: Planes, rows: Array, slopes: Array) -> Array:
+        """The lower line through zero that each row has chosen; `planes` have the steepest one.
+
+        What is steepest has the largest error term, so that it serves for all.
+        """
+        is_bent, above = planes.lower_slope != planes.upper_slope, np.maximum(rows, 0)
+        below = rows - above
+        self.total += _dot(above, planes.lower_constant) + _dot(below, planes.upper_constant)
+        above *= np.where(is_bent[:, None], slopes, planes.upper_slope[:, None])
+        below *= planes.upper_slope[:, None]
+        above += below
+        return above
+
     def _through(self, node: Node, rows: Array, regions: Regions) -> tuple[Array, ...]:
         operator = node.operator
         assert operator is not None
         count = rows.shape[:2]
-        flat = rows.reshape(-1, rows.shape[2])
+        # A case without conditions has no rows, from which -1 could not be told.
+        flat = rows.reshape(count[0] * count[1], rows.shape[2])
         boxes: tuple[Box, ...] = ()
         if not isinstance(operator, Linear):
             index = np.repeat(np.arange(count[0]), count[1])
@@ -127,7 +145,7 @@ class Backward:
             boxes = tuple(box.take(index % len(box.lower)) for box in boxes)
         found, constants = operator.backward(flat, boxes)
         self.total += constants.reshape(count)
-        return tuple(part.reshape(*count, -1) for part in found)
+        return tuple(part.reshape(*count, part.shape[1]) for part in found)
 
     def _finish(self, box: Box, error: Array, rows: Array) -> None:
         """The minimum over a box: its centre, less the reach of its radius."""
@@ -139,7 +157,7 @@ class Backward:
         assert self.trace is not None
         if self.trace.coefficients is None:
             self.trace.coefficients = np.zeros((self.total.size, size))
-        self.trace.coefficients[:, part] = rows.reshape(self.total.size, -1)
+        self.trace.coefficients[:, part] = rows.reshape(self.total.size, rows.shape[2])
 
     def _own(self, values: Array) -> Array:
         """The rows' own regions of `(N, n)`; one region alone serves all rows."""

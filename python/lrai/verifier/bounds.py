@@ -91,11 +91,11 @@ class Bounds:
             if node.operator is None:
                 part = self.graph.slices[index]
                 regions.boxes.append(Box(box.lower[:, part], box.upper[:, part]))
-                self._relax(index, regions)
+                self.append(index, regions)
                 if forms is not None:
                     forms.start(index, regions.boxes[index])
                 continue
-            self._relax(index, regions)
+            self.append(index, regions)
             error = regions.errors[index]
             found = node.operator.interval(*(regions.boxes[source] for source in node.inputs))
             regions.boxes.append(Box(found.lower - error, found.upper + error))
@@ -113,7 +113,7 @@ class Bounds:
         """Regions with node boxes that are known already, such as those of a split Relu."""
         regions = Regions(boxes)
         for index in range(len(boxes)):
-            self._relax(index, regions)
+            self.append(index, regions)
         return regions
 
     def lower(
@@ -154,9 +154,14 @@ class Bounds:
         source = self.network.nodes[index].inputs[0]
         return self._lines(index, regions, regions.boxes[source], slopes)[0]
 
+    def steepest(self, index: int, regions: Regions) -> Planes:
+        """The lines of an adjustable node with lower slopes of 1, one row per region."""
+        box = regions.boxes[self.network.nodes[index].inputs[0]]
+        return self._lines(index, regions, box, np.ones_like(box.lower))[0]
+
     # ---- one node, forwards --------------------------------------------------------------------
 
-    def _relax(self, index: int, regions: Regions) -> None:
+    def append(self, index: int, regions: Regions) -> None:
         """Append the error term and the lines of a node whose inputs have boxes."""
         node = self.network.nodes[index]
         if node.operator is None:
@@ -235,13 +240,13 @@ class Bounds:
             neurons = np.argsort(~wanted[region], axis=1, kind="stable")[:, :count]
             for part in range(0, count, max(1, _LARGE // (2 * widest))):
                 neuron = neurons[:, part : part + max(1, _LARGE // (2 * widest))]
-                found = self._start(index, region, neuron, regions).run(self, regions)
+                found = self.start(index, region, neuron, regions).run(self, regions)
                 at, half = (region[:, None], neuron), neuron.shape[1]
                 lower[at] = np.maximum(lower[at], found[:, :half])
                 upper[at] = np.minimum(upper[at], -found[:, half:])
         regions.boxes[index] = Box(lower, upper)
 
-    def _start(self, index: int, region: Index, neuron: Index, regions: Regions) -> Backward:
+    def start(self, index: int, region: Index, neuron: Index, regions: Regions) -> Backward:
         """Rows for the lower bounds of neurons `(N, P)`, then for the negated upper bounds."""
         node = self.network.nodes[index]
         shape = neuron.shape[0], 2 * neuron.shape[1]

@@ -5,28 +5,31 @@ arithmetic, hashes of models and property, the property's text and the number of
 holds an array of the K-th tree as plain little-endian numbers, row-major:
 
 =========  ===  ==========================================================================
-lower      f8   (n_in,) the root box: the checker sees to it that the trees cover the property
-upper      f8   (n_in,)
+box        f8   (2, n_in) lower and upper ends of the root box: the checker sees to it that
+                the trees cover the property
 rows       f8   (M, n_out + n_in) conditions `row @ (y, x) <= offset` of all claims
 offset     f8   (M,)
-claim      i4   (M,) the claim, 0 to C - 1, that a condition belongs to
+claim      u4   (M,) the claim, 0 to C - 1, that a condition belongs to
 axis       i4   nodes in pre-order: a >= 0 splits input a, -2 - k hidden neuron k, -1 is a leaf
 at         f8   as long as `axis`: where an input is split; first child below, second above.
                 First child of a neuron: its input is <= 0, second: >= 0
-exact      u1   (leaves,) 1: Z3 closes the leaf
-choice     i4   (leaves, C) row of `weights`
+choice     u4   (leaves, C) row of `weights`, or T: Z3 closes the leaf
 weights    f8   (T, M) non-negative: the sum of weighted conditions that is shown to be > 0
-slope      i4   (leaves, C) row of `slopes`, or -1: 1 where upper > -lower, else 0
+slope      u4   (leaves, C) row of `slopes`, or S: 1 where upper > -2 lower, else 0
 slopes     u1   (S, H) lower slope of each hidden neuron, in steps of 1/255
 betas      f4   empty (all 0), or a multiplier >= 0 for every leaf, claim and neuron split
                 from root to leaf
 refined    u1   empty, or (2H, H): slopes with which the root box's lower bounds of the H hidden
                 neurons' inputs, then the upper ones, are computed
+neurons    u4   (R,) hidden neurons that the tables are about
+tables     u1   (K, 2R, R): slopes that stand in the place of those in `refined`
+table      u4   (leaves,) 0: a leaf is bounded with `refined`, k: with the k-th table
 =========  ===  ==========================================================================
 
 Hidden neurons are the elements of all Relu nodes in the models' order of nodes. A claim is a case
 of the property; a leaf is closed when it contradicts every claim. Intermediate bounds are not
-stored: the checker computes them in the leaf's box (Zhang et al. 2018), once for each box.
+stored: the checker computes them in the leaf's box and with the signs of its path (Zhang et al.
+2018). A tree may split inputs and neurons in any order.
 """
 
 import hashlib
@@ -46,7 +49,7 @@ from lrai.verifier.property import Case, Property
 Array = NDArray[np.float64]
 Arithmetic = Literal["real", "float32"]
 
-FORMAT: Final = "lrai-certificate-1"
+FORMAT: Final = "lrai-certificate-2"
 _OPEN, _LEAF = -(2**31), -1
 _DATE: Final = (1980, 1, 1, 0, 0, 0)
 
@@ -67,6 +70,10 @@ class Tree:
         self._exact: list[bool] = []
         self.refined: NDArray[np.uint8] | None = None
         """`(2 * hidden, hidden)` slopes for the bounds of the root box, in steps of 1/255."""
+        self.neurons: NDArray[np.intp] = np.zeros(0, np.intp)
+        self.tables: list[NDArray[np.uint8]] = []
+        """`(2 R, R)` slopes for bounds of the R neurons in parts of the root box."""
+        self._table: list[int] = []
 
     def split(self, node: int, axis: int, at: float = 0.0) -> tuple[int, int]:
         """Split input `axis` at a value, or hidden neuron k with `axis = -2 - k`: below, above."""
@@ -83,12 +90,14 @@ class Tree:
         weights: Array | None = None,
         slopes: NDArray[np.uint8] | None = None,
         betas: Array | None = None,
+        table: int = 0,
     ) -> None:
         """Close a leaf by a linear bound for each case.
 
         `weights` `(cases, M)`, M conditions of all cases one after the other; None where every
         case has one condition. `slopes` `(cases, hidden)` in steps of 1/255, None for the default.
-        `betas` `(cases, d)` for the d neurons split from the root to this leaf, None for 0.
+        `betas` `(cases, d)` for the d neurons split from the root to this leaf, None for 0. `table`
+        k > 0 names the k-th of `tables`.
         """
         if weights is None:
             weights = self._identity()
@@ -97,10 +106,11 @@ class Tree:
         self._slopes.append(slopes)
         self._betas.append(betas)
         self._exact.append(False)
+        self._table.append(table)
 
-    def close_exactly(self, node: int) -> None:
+    def close_exactly(self, node: int, table: int = 0) -> None:
         """Close a leaf by Z3."""
-        self.close(node, weights=np.ones((len(self.cases), self._conditions())))
+        self.close(node, weights=np.ones((len(self.cases), self._conditions())), table=table)
         self._exact[-1] = True
 
     def graft(self, node: int, other: "Tree") -> None:
@@ -118,6 +128,8 @@ class Tree:
         self._slopes += other._slopes
         self._betas += other._betas
         self._exact += other._exact
+        self._table += [table + len(self.tables) * (table > 0) for table in other._table]
+        self.tables += other.tables
 
     @property
     def leaves(self) -> int:
@@ -128,12 +140,14 @@ class Tree:
         """The arrays of the file, in pre-order; ValueError where a node is open."""
         axis, at, order, depths = self._walk()
         weights, choice = _unique([self._weights[leaf] for leaf in order])
+        choice[[self._exact[leaf] for leaf in order]] = len(weights)
         known = [self._slopes[leaf] for leaf in order]
         given = [np.asarray(table, np.uint8) for table in known if table is not None]
         slopes: NDArray[np.generic] = np.zeros((0, self.hidden), np.uint8)
-        slope = np.full((len(order), len(self.cases)), -1, np.int32)
+        slope = np.zeros((len(order), len(self.cases)), np.uint32)
         if given:
             slopes, slope[[table is not None for table in known]] = _unique(given)
+        slope[[table is None for table in known]] = len(slopes)
         betas = [
             np.zeros((len(self.cases), depth)) if self._betas[leaf] is None else self._betas[leaf]
             for leaf, depth in zip(order, depths, strict=True)
@@ -142,20 +156,21 @@ class Tree:
         flat = [np.ravel(np.asarray(table)) for table in betas] if has_betas else []
         claim = np.repeat(np.arange(len(self.cases)), [len(case.offset) for case in self.cases])
         return {
-            "lower": self.cases[0].lower,
-            "upper": self.cases[0].upper,
+            "box": np.stack([self.cases[0].lower, self.cases[0].upper]),
             "rows": np.concatenate([_rows(case) for case in self.cases]),
             "offset": np.concatenate([case.offset for case in self.cases]),
-            "claim": claim.astype(np.int32),
+            "claim": claim.astype(np.uint32),
             "axis": np.array(axis, np.int32),
             "at": np.array(at, np.float64),
-            "exact": np.array([self._exact[leaf] for leaf in order], np.uint8),
             "choice": choice,
             "weights": weights,
             "slope": slope,
             "slopes": slopes,
             "betas": np.concatenate([np.zeros(0), *flat]).astype(np.float32),
             "refined": np.zeros(0, np.uint8) if self.refined is None else self.refined,
+            "neurons": self.neurons.astype(np.uint32),
+            "tables": np.array(self.tables, np.uint8),
+            "table": np.array([self._table[leaf] for leaf in order], np.uint32),
         }
 
     def _walk(self) -> tuple[list[int], list[float], list[int], list[int]]:
@@ -243,10 +258,10 @@ def _rows(case: Case) -> Array:
 
 def _unique(
     tables: Sequence[NDArray[np.generic]],
-) -> tuple[NDArray[np.generic], NDArray[np.int32]]:
+) -> tuple[NDArray[np.generic], NDArray[np.uint32]]:
     """The different rows of `(C, n)` tables, and the index of each, `(tables, C)`."""
     stacked = np.stack(tables)
     rows, index = np.unique(
         np.ascontiguousarray(stacked).reshape(-1, stacked.shape[-1]), axis=0, return_inverse=True
     )
-    return rows, index.reshape(stacked.shape[:2]).astype(np.int32)
+    return rows, index.reshape(stacked.shape[:2]).astype(np.uint32)

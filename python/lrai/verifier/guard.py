@@ -114,10 +114,8 @@ def guard_of_certificate(network: Network, certificate: Path, claim: str) -> Gua
         with zipfile.ZipFile(certificate) as archive:
             header = json.loads(archive.read("header.json"))
             models, trees = list(header["models"]), range(int(header["trees"]))
-            boxes = [
-                InputBox(*(_side(archive, f"{tree}/{side}") for side in ("lower", "upper")))
-                for tree in trees
-            ]
+            sides = (np.frombuffer(archive.read(f"{tree}/box"), "<f8") for tree in trees)
+            boxes = [InputBox(*both.reshape(2, -1).astype(np.float64)) for both in sides]
     except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
         raise VerifierError(
             f"{certificate} is no certificate: {error}", "write one with lrai verify --certificate"
@@ -157,7 +155,3 @@ def read_guard(path: Path) -> Guard:
 
 def _numbers(values: Any) -> NDArray[np.float64]:
     return np.asarray(values, dtype=np.float64)
-
-
-def _side(archive: zipfile.ZipFile, name: str) -> NDArray[np.float64]:
-    return np.frombuffer(archive.read(name), dtype="<f8").astype(np.float64)

@@ -8,7 +8,7 @@ for a counterexample, until too many boxes are open: then the newest come first.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,7 +192,8 @@ class InputSplit:
         """Optimise the weights of some pairs of box and claim, and the slopes of hard ones."""
         start = found.weights[row, claim] + self._members[claim]
         start /= start.sum(axis=1, keepdims=True)
-        better = improve(self.bounds, regions.take(row), start, _STEPS, sloped=hard)
+        chosen = replace(regions, forms=[]).take(row)
+        better = improve(self.bounds, chosen, start, _STEPS, sloped=hard)
         before = found.bound[row, claim]
         self._learn(before, before[better.lower > 0])
         gain = better.lower > before

@@ -9,45 +9,23 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from lrai.errors import ConfigError, LraiError
 from lrai.verifier.certificate import Arithmetic
-from lrai.verifier.instance import Instance, solve
+from lrai.verifier.instance import WALL, Instance, Limits, solve
+from lrai.verifier.outcomes import Outcome, read_expected, read_results
 
 # What a worker may take beyond the time-out, for reading, writing and checking.
 _GRACE_S: Final = 30.0
 _THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _ONE_THREAD: Final = dict.fromkeys(_THREADS, "1")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A line of the results."""
-
-    model: str
-    subject: str
-    """As the list names them."""
-    answer: str
-    """`unsat`, `sat`, `unknown`, or `error`."""
-    seconds: float = 0.0
-    boxes: int = 0
-    bound: float | None = None
-    reason: str = ""
-    leaves: int = 0
-    accepted: bool | None = None
-    """What the checker said of the certificate; None where there is none or nobody asked."""
-    check_seconds: float = 0.0
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """What tells instances apart."""
-        return self.model, self.subject
 
 
 @dataclass(frozen=True)
@@ -61,7 +39,15 @@ class RunSettings:
     certificates: Path | None = None
     """A folder for a certificate of every `unsat`."""
     check: bool = False
-    """Have each certificate checked at once; needs `certificates`."""
+    """Have each certificate checked at once."""
+    limits: Limits = WALL
+    """What the time-outs count."""
+    expected: Path | None = None
+    """A file of `network,property,answer` lines under that head."""
+    only: tuple[str, ...] = ()
+    """Parts of "model property"; where given, others are left out."""
+    budget_s: float = float("inf")
+    """After that many seconds no instance is started; with 0 none is."""
 
 
 def read_list(path: Path) -> list[Instance]:
@@ -83,20 +69,6 @@ def read_list(path: Path) -> list[Instance]:
     return found
 
 
-def read_results(path: Path) -> dict[tuple[str, str], Outcome]:
-    """The outcomes that a results file holds; a last line that was cut off does not count."""
-    found = {}
-    known = {one.name for one in fields(Outcome)}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-            outcome = Outcome(**{name: row[name] for name in known & row.keys()})
-        except (ValueError, TypeError, AttributeError):
-            continue
-        found[outcome.key] = outcome
-    return found
-
-
 def run(
     path: Path,
     results: Path,
@@ -105,23 +77,39 @@ def run(
 ) -> list[Outcome]:
     """Run what a list holds and the results file does not; returns all outcomes, in list order.
 
-    `told` hears of each new outcome, how many are known, and of how many. Raises ConfigError.
+    What is `unknown` there under a lower limit is run again. `told` hears of each new outcome, how
+    many are known, and of how many. Raises ConfigError.
     """
-    if settings.check and settings.certificates is None:
-        raise ConfigError("certificates are checked only where they are written")
     if settings.certificates is not None:
         settings.certificates.mkdir(parents=True, exist_ok=True)
-    instances = {_names(one, path.parent): one for one in read_list(path)}
+    expected = read_expected(settings.expected)
+    instances = {
+        key: one if settings.timeout_s is None else replace(one, timeout_s=settings.timeout_s)
+        for one in read_list(path)
+        if _is_wanted(key := _names(one, path.parent), settings.only)
+    }
     done = {key: one for key, one in read_results(results).items() if key in instances}
-    open_ones = [(key, one) for key, one in instances.items() if key not in done]
+    open_ones = [
+        (key, one) for key, one in instances.items() if _is_open(done.get(key), one.timeout_s)
+    ]
     with results.open("a", encoding="utf-8") as file:
-        for outcome in _outcomes(open_ones, settings):
+        for found in _outcomes(open_ones, settings):
+            outcome = replace(found, expected=expected.get(found.key, ""))
             done[outcome.key] = outcome
             file.write(json.dumps(asdict(outcome)) + "\n")
             file.flush()
             if told is not None:
                 told(outcome, len(done), len(instances))
-    return [done[key] for key in instances if key in done]
+    return [replace(done[key], expected=expected.get(key, "")) for key in instances if key in done]
+
+
+def _is_wanted(key: tuple[str, str], only: Sequence[str]) -> bool:
+    return not only or any(part in " ".join(key) for part in only)
+
+
+def _is_open(before: Outcome | None, limit_s: float) -> bool:
+    """Never tried, or tried for less."""
+    return before is None or (before.answer == "unknown" and before.limit_s < limit_s)
 
 
 def _names(instance: Instance, folder: Path) -> tuple[str, str]:
@@ -142,7 +130,9 @@ class _Worker:
     deadline: float = field(default=float("inf"))
 
     def give(self, task: _Task, settings: RunSettings) -> None:
-        limit = settings.timeout_s or task[1].timeout_s
+        limit = task[1].timeout_s
+        if settings.limits.clock == "cpu":
+            limit *= settings.limits.stretch
         self.task = task
         # Checking takes about as long as solving.
         self.deadline = time.monotonic() + limit * (2 if settings.check else 1) + _GRACE_S
@@ -175,15 +165,18 @@ def _start(settings: RunSettings) -> _Worker:
 
 def _outcomes(tasks: Sequence[_Task], settings: RunSettings) -> Iterator[Outcome]:
     """Yield outcomes as they come."""
-    waiting = list(reversed(tasks))
-    workers = [_start(settings) for _ in range(min(settings.workers, len(tasks)))]
+    waiting = list(reversed(tasks)) if settings.budget_s > 0 else []
+    end = time.monotonic() + settings.budget_s
+    workers = [_start(settings) for _ in range(min(settings.workers, len(waiting)))]
     try:
         while waiting or any(worker.task for worker in workers):
+            if time.monotonic() > end:
+                waiting.clear()
             for worker in workers:
                 if worker.task is None and waiting:
                     worker.give(waiting.pop(), settings)
             busy = {worker.pipe: worker for worker in workers if worker.task}
-            next_deadline = min(worker.deadline for worker in busy.values())
+            next_deadline = min((worker.deadline for worker in busy.values()), default=0.0)
             ready = wait(list(busy), timeout=max(next_deadline - time.monotonic(), 0))
             for pipe, worker in busy.items():
                 if pipe in ready or time.monotonic() > worker.deadline:
@@ -234,35 +227,44 @@ def _work(pipe: Connection, settings: RunSettings) -> None:
 
 
 def _solve(key: tuple[str, str], instance: Instance, settings: RunSettings) -> Outcome:
-    if settings.timeout_s is not None:
-        instance = Instance(instance.models, instance.subject, settings.timeout_s)
-    verdict = solve(instance, settings.arithmetic)
+    start, cpu = time.monotonic(), time.process_time()
+    verdict = solve(instance, settings.arithmetic, limits=settings.limits)
     outcome = Outcome(
         model=key[0],
         subject=key[1],
         answer=verdict.answer,
-        seconds=round(verdict.seconds, 3),
+        limit_s=instance.timeout_s,
         boxes=verdict.boxes,
         bound=verdict.bound if abs(verdict.bound) < float("inf") else None,
         reason=verdict.reason,
     )
-    certificate = verdict.certificate
-    if certificate is None or settings.certificates is None:
-        return outcome
-    stem = "-".join(Path(name).name.split(".")[0] for name in key)
-    path = settings.certificates / f"{stem}.lrai-proof"
-    start = time.monotonic()
-    certificate.write(path)
-    spent = verdict.seconds + time.monotonic() - start
-    outcome = replace(outcome, seconds=round(spent, 3), leaves=certificate.leaves)
-    if not settings.check:
-        return outcome
+    certificate, writes = verdict.certificate, settings.certificates is not None or settings.check
+    if certificate is None or not writes:
+        return _timed(outcome, start, cpu)
+    with TemporaryDirectory() as folder:
+        stem = "-".join(Path(name).name.removesuffix(".gz").rpartition(".")[0] for name in key)
+        path = (settings.certificates or Path(folder)) / f"{stem}.lrai-proof"
+        certificate.write(path)
+        outcome = _timed(outcome, start, cpu)
+        size = path.stat().st_size
+        outcome = replace(outcome, leaves=certificate.leaves, certificate_bytes=size)
+        return _checked(outcome, instance, path) if settings.check else outcome
+
+
+def _timed(outcome: Outcome, start: float, cpu: float) -> Outcome:
+    seconds, spent = time.monotonic() - start, time.process_time() - cpu
+    return replace(outcome, seconds=round(seconds, 3), cpu_seconds=round(spent, 3))
+
+
+def _checked(outcome: Outcome, instance: Instance, path: Path) -> Outcome:
     from lrai.verifier.checker import check
 
-    checked = check(path, instance.models, instance.subject)
+    cpu = time.process_time()
+    found = check(path, instance.models, instance.subject)
     return replace(
         outcome,
-        accepted=checked.accepted,
-        check_seconds=round(checked.seconds, 3),
-        reason=outcome.reason if checked.accepted else checked.reason,
+        accepted=found.accepted,
+        check_seconds=round(found.seconds, 3),
+        check_cpu_seconds=round(time.process_time() - cpu, 3),
+        reason=outcome.reason if found.accepted else found.reason,
     )

@@ -16,7 +16,7 @@ from lrai.verifier.bounds import Bounds
 from lrai.verifier.network import Array
 from lrai.verifier.operators.base import Elementwise
 from lrai.verifier.operators.relu import Relu
-from lrai.verifier.regions import Regions
+from lrai.verifier.regions import Index, Regions
 
 
 @dataclass
@@ -67,25 +67,35 @@ def improve(
     """Ascend in the weights of the conditions `(R, M)`, zeros stay out, and in the lower slopes.
 
     Row r belongs to region r. Weights take multiplicative steps on the simplex (exponentiated
-    gradient, Kivinen and Warmuth 1997) and are rounded to 1/64; slopes take signed steps.
+    gradient, Kivinen and Warmuth 1997) and are rounded to 1/64; slopes take signed steps. Rows that
+    are above 0 have done enough.
     """
     slopes = default_slopes(bounds, regions) if sloped else {}
-    best = Improved(np.full(len(weights), -np.inf), weights, slopes)
-    current = weights
+    best = Improved(
+        np.full(len(weights), -np.inf),
+        weights.copy(),
+        {index: levels.copy() for index, levels in slopes.items()},
+    )
+    current, active = weights, np.arange(len(weights))
     for step in range(steps):
         trace = Trace()
-        rounded = np.maximum(np.round(current * 64), weights > 0) / 64
+        rounded = np.round(current * 64) / 64
         choice = Choice({index: levels / 255 for index, levels in slopes.items()})
         lower = bounds.lower(rounded, regions, None, choice, trace)
-        _keep(best, lower, rounded, slopes)
-        if step + 1 < steps:
-            values = replay(bounds, regions, trace)
-            rate = 1 / (1 + step / 2)
-            current = _reweigh(current, values[bounds.network.outputs[0]], 1.5 * rate)
-            slopes = {
-                index: _tilt(levels, index, (bounds, regions, trace, values), rate)
-                for index, levels in slopes.items()
-            }
+        _keep(best, active, Improved(lower, rounded, slopes))
+        left = np.flatnonzero(~(best.lower[active] > 0))
+        if step + 1 == steps or not len(left):
+            break
+        values = replay(bounds, regions, trace)
+        rate = 1 / (1 + step / 2)
+        current = _reweigh(current, values[bounds.network.outputs[0]], 1.5 * rate)
+        slopes = {
+            index: _tilt(levels, index, (bounds, regions, trace, values), rate)
+            for index, levels in slopes.items()
+        }
+        if 2 * len(left) <= len(active):
+            active, current, regions = active[left], current[left], regions.take(left)
+            slopes = {index: levels[left] for index, levels in slopes.items()}
     return best
 
 
@@ -99,16 +109,14 @@ def default_slopes(bounds: Bounds, regions: Regions) -> dict[int, NDArray[np.uin
     return found
 
 
-def _keep(
-    best: Improved, lower: Array, weights: Array, slopes: dict[int, NDArray[np.uint8]]
-) -> None:
-    better = lower > best.lower
-    best.lower = np.where(better, lower, best.lower)
-    best.weights = np.where(better[:, None], weights, best.weights)
-    best.slopes = {
-        index: np.where(better[:, None], levels, best.slopes[index])
-        for index, levels in slopes.items()
-    }
+def _keep(best: Improved, active: Index, found: Improved) -> None:
+    """Take over what is better; row r of `found` is row `active[r]` of `best`."""
+    better = found.lower > best.lower[active]
+    rows = active[better]
+    best.lower[rows] = found.lower[better]
+    best.weights[rows] = found.weights[better]
+    for index, levels in found.slopes.items():
+        best.slopes[index][rows] = levels[better]
 
 
 def _reweigh(current: Array, gradient: Array, rate: float) -> Array:

@@ -5,10 +5,9 @@ with optimised slopes and split multipliers (beta-CROWN, Wang et al. 2021). Betw
 gradient descent looks for a counterexample, from fresh points and from minimisers of the bounds.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -19,6 +18,7 @@ from lrai.verifier.bounds import Arithmetic
 from lrai.verifier.branching import candidates
 from lrai.verifier.certificate import Tree
 from lrai.verifier.network import Array, Network
+from lrai.verifier.operators.base import Box
 from lrai.verifier.property import Case
 from lrai.verifier.regions import Index
 from lrai.verifier.relu_bounds import Region, ReluBox, Signs
@@ -32,8 +32,16 @@ _ATTACK: Final = AttackSettings(starts=120, steps=50)
 _ATTACK_S, _ATTACK_SHARE = 1.5, 0.15
 """Descent gets this much time at first, and then this share of all time."""
 _QUICK, _LONG = Steps(12), Steps(300, 0.1, 0.1, 0.99)
-_CANDIDATES: Final = 4
+_CANDIDATES: Final = 16
 _LEAST_GAIN: Final = 1e-6
+_EVERY: Final = 4
+"""So many splits below the last time, the slopes behind a region's boxes are optimised again."""
+_ADAPT: Final = Steps(8)
+_LEAST_BETTER: Final = 0.02
+"""By what share of its distance to a proof a region must come nearer for that to be kept."""
+_TABLE_BYTES: Final = 2**27
+_SIDES: Final = (-1, 1)
+"""In the order of a split's children."""
 _MAX_REALS: Final = 64
 MAX_HIDDEN: Final = 6_000
 """Neurons of a network that it takes: the slopes of the root's bounds are 2 H^2 bytes."""
@@ -53,6 +61,10 @@ class _Open:
     betas: Multipliers
     bound: float
     """The worst bound of its parent."""
+    boxes: list[Box]
+    """Of all nodes."""
+    table: int
+    """Which levels made them: 0 for the root's, or the number of a table of the tree."""
 
 
 class ReluSplit:
@@ -130,7 +142,7 @@ class ReluSplit:
         box.levels = self._box.levels
         for one in waiting:
             region = box.region(one.signs)
-            if region is not None and self._bound(box, region, one, Steps(12)).bound.min() <= 0:
+            if region is not None and self._bound(box, region, one, _QUICK).bound.min() <= 0:
                 return False
         return True
 
@@ -140,6 +152,7 @@ class ReluSplit:
         """Open the root, with the condition of each claim that is nearest to a proof."""
         self._is_ready = True
         self._box, self._kept = self._box.reduced(self._root)
+        self.tree.neurons = self._kept
         box = self._box
         region = box.region(np.zeros(box.hidden, np.int8))
         if region is None:
@@ -152,18 +165,21 @@ class ReluSplit:
         levels = np.tile(box.default_levels(region), (len(self.cases), 1))
         none: Multipliers = np.zeros(levels.shape, np.float32)
         signs = np.zeros(box.hidden, np.int8)
-        self._stack = [_Open(0, signs, (), levels, none, -np.inf)]
+        self._stack = [_Open(0, signs, (), levels, none, -np.inf, region.boxes, 0)]
 
     def _visit(self, one: _Open, confirm: Confirm) -> Witness | None:
         self.boxes += 1
-        region = self._box.region(one.signs)
-        if region is None:
-            self._close(one, np.inf)
-            return None
+        if one.path and len(one.path) % _EVERY == 0:
+            one = self._adapted(one)
+            if one.bound == np.inf:
+                self._close(one, np.inf)
+                return None
+        region = Region(one.boxes, {})
         found = self._bound(self._box, region, one, _QUICK)
         neurons: Index = np.zeros(0, np.intp)
         if found.bound.min() <= MARGIN:
             rows, worst = self._traced(region, one.signs, found)
+            self._box.trace(region, self._levels(one.table))
             neurons = candidates(self._box, region, rows, _CANDIDATES)
             if not len(neurons):
                 found = self._bound(self._box, region, self._moved(one, found), _LONG)
@@ -178,8 +194,30 @@ class ReluSplit:
         elif not len(neurons):
             return self._decide(moved, region, confirm)
         else:
-            self._split(moved, self._best(moved, neurons, found.bound))
+            self._split(moved, neurons, np.flatnonzero(found.bound <= MARGIN))
         return None
+
+    def _adapted(self, one: _Open) -> _Open:
+        """The region with levels of its own, for itself and all regions in it, if they help.
+
+        Its bound is infinite where they show that it is empty.
+        """
+        tables = self.tree.tables
+        if sum(table.nbytes for table in tables) > _TABLE_BYTES:
+            return one
+        levels = self._box.adapted(one.signs, self._levels(one.table), _ADAPT)
+        boxes, is_empty = self._box.regions(one.signs[None], levels)
+        bound = np.inf
+        if not is_empty[0]:
+            bound = float(min(self._look(one, boxes, np.arange(len(self.cases)))[0], 0.0))
+            if bound < one.bound - _LEAST_BETTER * one.bound:
+                return one
+        tables.append(levels)
+        return replace(one, boxes=boxes, table=len(tables), bound=bound)
+
+    def _levels(self, table: int) -> Levels:
+        """The levels of a region: the root's, or those that were adapted."""
+        return self.tree.tables[table - 1] if table else self._box.levels
 
     def _decide(self, one: _Open, region: Region, confirm: Confirm) -> Witness | None:
         """Ask Z3 where all neurons have signs: what is left is linear."""
@@ -189,39 +227,10 @@ class ReluSplit:
                 continue
             self._stuck.append(one)
             return None if exact.point is None else confirm(self.cases[claim], exact.point)
-        self.tree.close_exactly(one.node)
+        self.tree.close_exactly(one.node, one.table)
         self.share += 2.0 ** -len(one.path)
         self.worst = min(self.worst, 0.0)
         return None
-
-    def _best(self, one: _Open, neurons: Index, bound: Array) -> int:
-        """The neuron whose split gains most, by one look at both sides (Bunel et al. 2020).
-
-        The product of the gains prefers splits that help on both sides.
-        """
-        if len(neurons) == 1:
-            return int(neurons[0])
-        claims = np.flatnonzero(bound <= MARGIN)
-        worst = float(bound.min())
-        gains = [
-            math.prod(
-                max(self._look(one, neuron, sign, claims) - worst, -_LEAST_GAIN * worst)
-                for sign in (1, -1)
-            )
-            for neuron in neurons
-        ]
-        return int(neurons[np.argmax(gains)])
-
-    def _look(self, one: _Open, neuron: int, sign: int, claims: Index) -> float:
-        """The worst bound on one side of a split, at most 0, with the slopes of its parent."""
-        child = self._child(one, 0, int(neuron), sign)
-        region = self._box.region(child.signs)
-        if region is None:
-            return 0.0
-        bounds = self._box.bounds
-        start = self._start(child, claims)
-        found = ascend(bounds, bounds.relax(region.boxes), self._weights[claims], start, Steps(1))
-        return min(float(found.bound.min()), 0.0)
 
     def _bound(self, box: ReluBox, region: Region, one: _Open, steps: Steps) -> Ascended:
         """Bound all claims: with what the parent chose, then better where that is not enough."""
@@ -256,7 +265,7 @@ class ReluSplit:
             slopes[:, part] = found.slopes[relu]
             if relu in found.betas:
                 betas[:, part] = found.betas[relu]
-        return _Open(one.node, one.signs, one.path, slopes, betas, float(found.bound.min()))
+        return replace(one, slopes=slopes, betas=betas, bound=float(found.bound.min()))
 
     def _traced(
         self, region: Region, signs: Signs, found: Ascended
@@ -274,21 +283,50 @@ class ReluSplit:
         box.bounds.lower(self._weights[rest], box.bounds.relax(region.boxes), None, choice, trace)
         return {relu: trace.rows[relu] for relu in box.relus}, int(found.bound.argmin())
 
-    def _split(self, one: _Open, neuron: int) -> None:
-        children = self.tree.split(one.node, -2 - int(self._kept[neuron]))
-        for node, sign in zip(children, (-1, 1), strict=True):
-            self._stack.append(self._child(one, node, neuron, sign))
+    def _split(self, one: _Open, neurons: Index, claims: Index) -> None:
+        """Split the neuron that gains most, by one look at both sides of all (Bunel et al. 2020).
 
-    def _child(self, one: _Open, node: int, neuron: int, sign: int) -> _Open:
-        signs = one.signs.copy()
-        signs[neuron] = sign
-        return _Open(node, signs, (*one.path, neuron), one.slopes, one.betas, one.bound)
+        The product of the gains prefers splits that help on both sides.
+        """
+        signs = np.repeat(one.signs[None], 2 * len(neurons), axis=0)
+        signs[np.arange(len(signs)), np.repeat(neurons, 2)] = np.tile(_SIDES, len(neurons))
+        boxes, is_empty = self._box.regions(signs, self._levels(one.table))
+        worst = np.where(is_empty, 0.0, np.minimum(self._look(one, boxes, claims), 0.0))
+        gains = np.maximum(worst - one.bound, -_LEAST_GAIN * one.bound)
+        best = int((gains[::2] * gains[1::2]).argmax())
+        neuron = int(neurons[best])
+        children = self.tree.split(one.node, -2 - int(self._kept[neuron]))
+        for side, node in enumerate(children):
+            place = 2 * best + side
+            child = _Open(
+                node, signs[place], (*one.path, neuron), one.slopes, one.betas,
+                float(worst[place]), _of(boxes, place), one.table,
+            )  # fmt: skip
+            if is_empty[place]:
+                self._close(child, np.inf)
+            else:
+                self._stack.append(child)
+
+    def _look(self, one: _Open, boxes: list[Box], claims: Index) -> Array:
+        """`(N,)`: the worst bound of some claims in N regions, with the slopes of their parent."""
+        start, box = self._start(one, claims), self._box
+        regions, count = box.bounds.relax(boxes), len(boxes[-1].lower)
+        rows = np.repeat(self._weights[None, claims], count, axis=0)
+        choice = Choice(
+            {relu: levels[None] / 255.0 for relu, levels in start.slopes.items()},
+            {
+                box.sources[relu]: np.repeat(-betas[None] * start.signs[relu], count, axis=0)
+                for relu, betas in start.betas.items()
+            },
+        )
+        found: Array = box.bounds.lower(rows, regions, None, choice).min(axis=1, initial=np.inf)
+        return np.where(np.isnan(found), -np.inf, found)
 
     def _close(self, one: _Open, bound: float) -> None:
         slopes = np.zeros((len(self.cases), self._hidden), np.uint8)
         slopes[:, self._kept] = one.slopes
         betas = one.betas[:, list(one.path)].astype(np.float64)
-        self.tree.close(one.node, self._weights, slopes, betas)
+        self.tree.close(one.node, self._weights, slopes, betas, one.table)
         self.share += 2.0 ** -len(one.path)
         self.worst = min(self.worst, bound)
 
@@ -312,3 +350,10 @@ class ReluSplit:
                 if witness is not None:
                     return witness
         return None
+
+
+def _of(boxes: Sequence[Box], place: int) -> list[Box]:
+    """Copies of the boxes of one region, so that those of the others can go."""
+    return [
+        box if len(box.lower) == 1 else Box(box.lower[[place]], box.upper[[place]]) for box in boxes
+    ]

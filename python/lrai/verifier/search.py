@@ -1,4 +1,4 @@
-"""Decides a property: a quick attack, then branch and bound until it is decided or time is up."""
+"""Decides a property: a bound, a quick attack, then branch and bound until time is up."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -77,30 +77,34 @@ class _Search:
             if not np.all(np.isfinite([case.lower, case.upper])):
                 return self._verdict("unknown", reason="an input of the property has no finite box")
         few = self._network.input_size <= FEW_INPUTS
-        # Where a point is dear the searches themselves look for a counterexample, after a bound.
-        witness = self._attack() if few else None
-        if witness is not None:
-            return self._verdict("sat", witness)
         relus = [n.size for n in self._network.nodes if isinstance(n.operator, Relu)]
         search = ReluSplit if not few and 0 < sum(relus) <= MAX_HIDDEN else InputSplit
         arithmetic = self._settings.arithmetic
         self._groups = [search(self._network, group, arithmetic) for group in groups]
-        return self._bound() or self._proved([group.tree for group in self._groups])
+        verdict = self._round()
+        if verdict is None and few:
+            # Where a point is dear the searches themselves look for a counterexample.
+            verdict = self._attack()
+        while verdict is None and self._open():
+            verdict = self._round()
+        if verdict is None and any(group.stuck for group in self._groups):
+            verdict = self._unknown("a box cannot be split further")
+        return verdict or self._proved([group.tree for group in self._groups])
 
-    def _bound(self) -> Verdict | None:
-        """Step through all groups in turn; None where everything is proved."""
-        while waiting := [group for group in self._groups if group.open]:
-            for group in waiting:
-                witness = group.step(self._confirm)
-                if witness is not None:
-                    return self._verdict("sat", witness)
-                if self._seconds() > self._settings.timeout_s:
-                    return self._unknown("time ran out")
-            if sum(group.waiting for group in waiting) > self._settings.open_boxes:
-                return self._unknown("too many boxes are open")
-            self._show()
-        if any(group.stuck for group in self._groups):
-            return self._unknown("a box cannot be split further")
+    def _open(self) -> list[InputSplit | ReluSplit]:
+        return [group for group in self._groups if group.open]
+
+    def _round(self) -> Verdict | None:
+        """One step of every open group; None where nothing ends the search."""
+        for group in self._open():
+            witness = group.step(self._confirm)
+            if witness is not None:
+                return self._verdict("sat", witness)
+            if self._seconds() > self._settings.timeout_s:
+                return self._unknown("time ran out")
+        if sum(group.waiting for group in self._open()) > self._settings.open_boxes:
+            return self._unknown("too many boxes are open")
+        self._show()
         return None
 
     def _proved(self, trees: Sequence[Tree]) -> Verdict:
@@ -115,14 +119,12 @@ class _Search:
         )
         return self._verdict("unsat", certificate=certificate)
 
-    def _attack(self) -> Witness | None:
-        if not self._subject.cases:
-            # A property whose boxes are all empty: no case is left to attack.
-            return None
-        for index, x in attack(self._network, self._subject.cases, _QUICK):
-            witness = self._confirm(self._subject.cases[index], x)
+    def _attack(self) -> Verdict | None:
+        cases = [case for group in self._open() for case in group.cases]
+        for index, x in attack(self._network, cases, _QUICK) if cases else ():
+            witness = self._confirm(cases[index], x)
             if witness is not None:
-                return witness
+                return self._verdict("sat", witness)
         return None
 
     def _confirm(self, case: Case, x: Array) -> Witness | None:

@@ -124,6 +124,9 @@ class FakeDataPlane:
         replica.link.send(packet)
         return asyncio.wait_for(future, 20)
 
+    def window(self, key, batches):
+        return FakeWindow(key, [], batches=batches)
+
     def windows(self, bounds=(), counts=()):
         now = asyncio.get_running_loop().time()
         return [

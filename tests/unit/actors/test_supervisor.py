@@ -362,3 +362,50 @@ async def test_the_end_of_the_server_ends_all_at_once_and_raises_no_successor(
     assert [pid for pid in others if Path(f"/proc/{pid}").exists()] == []
     assert "a successor starts" not in caplog.text
     data_plane.close(7)
+
+
+async def spare_of_a_busy_model(supervisor, data_plane, batches=1000):
+    """Let the supervisor look twice at a model that has run so many batches between the looks."""
+    for seen in (0, batches):
+        supervisor._slow_checked_s -= 2
+        supervisor.check([data_plane.window(7, batches=seen)])
+    (place,) = supervisor._replicas.values()
+    return await place.spare if place.spare else None
+
+
+async def test_a_busy_models_spare_takes_over_when_its_actor_dies(supervisor, data_plane):
+    loaded = await serve(supervisor, data_plane, NULL)
+    spare = await spare_of_a_busy_model(supervisor, data_plane)
+    assert title(spare.pid) == "lrai: copy/1 #0 standby"
+    os.kill(loaded.pid, signal.SIGKILL)
+    await data_plane.ready(2)
+    assert title(spare.pid) == "lrai: copy/1 #0"
+    assert list(supervisor._actors.values()) == [spare]
+    assert (await data_plane.run(2, [ROWS]))[0].shape == (2, 4)
+
+
+async def test_a_spare_that_has_died_is_no_hindrance(supervisor, data_plane):
+    loaded = await serve(supervisor, data_plane, NULL)
+    spare = await spare_of_a_busy_model(supervisor, data_plane)
+    os.kill(spare.pid, signal.SIGKILL)
+    await spare.gone
+    os.kill(loaded.pid, signal.SIGKILL)
+    await data_plane.ready(2)
+
+
+async def test_a_quiet_model_has_no_spare_and_one_that_falls_quiet_loses_it(supervisor, data_plane):
+    await serve(supervisor, data_plane, NULL)
+    assert await spare_of_a_busy_model(supervisor, data_plane, batches=10) is None
+    spare = await spare_of_a_busy_model(supervisor, data_plane)
+    supervisor._busy_s[7] -= 90
+    supervisor._slow_checked_s -= 2
+    supervisor.check([])
+    await spare.gone
+
+
+async def test_unloading_ends_the_spare(supervisor, data_plane):
+    await serve(supervisor, data_plane, NULL)
+    spare = await spare_of_a_busy_model(supervisor, data_plane)
+    data_plane.close(7)
+    await supervisor.unload(7)
+    await spare.gone

@@ -43,6 +43,14 @@ def test_importing_lrai_is_light() -> None:
     assert found.stdout.strip() == "[]"
 
 
+def test_importing_lrai_loads_no_library_of_the_verifier() -> None:
+    command = [sys.executable, "-X", "importtime", "-c", "import lrai"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in told.splitlines()}
+    assert "lrai" in loaded
+    assert not loaded & {"z3", "numpy", "onnx", "onnxruntime", "highspy", "vnnlib"}
+
+
 def test_public_names_are_sorted_and_there() -> None:
     assert lrai.__all__ == sorted(lrai.__all__)
     assert all(getattr(lrai, name) for name in lrai.__all__)

@@ -56,6 +56,20 @@ def test_a_property_that_holds_is_proved_and_leaves_its_proof(folder, capsys):
     assert "lrai check" in page
 
 
+def test_a_proof_of_a_property_in_toml_is_checked_as_it_was_asked(folder, capsys):
+    for name, greatest in (("range", 2.5), ("other", 2.6)):
+        holds = f"holds = {{output = 0, least = -1, greatest = {greatest}}}"
+        (folder / f"{name}.toml").write_text(f"lower = -1\nupper = 1\n{holds}\n")
+    assert verify(folder, "m.onnx", "range.toml", "--certificate", "c.proof") == 0
+    check = ["check", str(folder / "c.proof"), str(folder / "m.onnx")]
+    assert main([*check, str(folder / "range.toml"), "--vnnlib", str(folder / "t.vnnlib")]) == 0
+    assert "written from range.toml as verify does" in capsys.readouterr().out
+    assert main([*check, str(folder / "t.vnnlib")]) == 0
+    assert main([*check, str(folder / "other.toml")]) == 1
+    assert "another property" in capsys.readouterr().out
+    assert main([*check, str(folder / "nowhere.toml")]) == 3
+
+
 def test_a_property_that_fails_is_shown_by_an_input(folder, capsys):
     assert verify(folder, "m.onnx", "unsafe.vnnlib", "--witness", "w.txt", "--html", "p.html") == 1
     assert capsys.readouterr().out.startswith("sat: unsafe, this input shows it")

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from lrai import _native
-from lrai.config import KnobsConfig, ModelConfig, load_settings
+from lrai.config import KnobsConfig, ModelConfig, SchedulerConfig, load_settings
 from lrai.core.model import TensorInfo
 from lrai.errors import DataPlaneError, RepositoryError
 from lrai.gateway.native import Event, Gateway, gateway_config, parse_model_config
@@ -63,6 +63,8 @@ def served(max_batch_size: int) -> ServedModel:
         outputs=(TensorInfo("label", "BYTES", (-1,), labels=("no", "yes")),),
         model=ModelConfig(replicas=2, retry=False, max_output_bytes=1 << 20),
         knobs=KnobsConfig(k=16, tau_s=0.0005),
+        is_tuned=False,
+        scheduler=SchedulerConfig(),
         priority_levels=3,
         default_priority=2,
         file_name="model.onnx",

@@ -127,7 +127,7 @@ def test_label_files_are_read(tmp_path: Path) -> None:
     assert open_repository(tmp_path).find("mlp").labels == {"y": ("cat", "dog")}
 
 
-def test_fingerprint_changes_with_file_and_configuration(tmp_path: Path) -> None:
+def test_fingerprint_changes_with_file_configuration_and_guard(tmp_path: Path) -> None:
     file = write(tmp_path / "mlp" / "1" / "model.onnx")
     repository = open_repository(tmp_path)
 
@@ -140,7 +140,17 @@ def test_fingerprint_changes_with_file_and_configuration(tmp_path: Path) -> None
     second = fingerprint()
     assert second != first
     write(tmp_path / "mlp" / "lrai.toml", "[model]\nreplicas = 2\n")
-    assert fingerprint() != second
+    third = fingerprint()
+    assert third != second
+    write(tmp_path / "mlp" / "guard.json", "{}")
+    assert fingerprint() != third
+
+
+def test_the_fingerprint_of_a_bare_file_counts_its_guard(tmp_path: Path) -> None:
+    write(tmp_path / "mlp.onnx")
+    first = open_repository(tmp_path).find("mlp").versions[0].fingerprint
+    write(tmp_path / "mlp.guard.json", "{}")
+    assert open_repository(tmp_path).find("mlp").versions[0].fingerprint != first
 
 
 def test_folders_that_are_no_models_are_told(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ class FakeWindow:
     replicas: int = 1
     service: list[tuple[int, int, int, float, float]] = field(default_factory=list)
     lengths: list[tuple[int, int]] = field(default_factory=list)
+    inflight_age_ms: list[tuple[int, int]] = field(default_factory=list)
 
 
 def seen(
@@ -54,3 +55,15 @@ def seen(
         replicas=1,
         service=service,
     )
+
+
+def samples(
+    times_s: dict[int, float] | dict[int, list[float]], batches: int, edge: int = 0
+) -> tuple[ServiceSample, ...]:
+    """Return batches by rows: `batches` of one time each, or a list of times."""
+    made = []
+    for rows, given in times_s.items():
+        times = given if isinstance(given, list) else [given] * batches
+        squares = sum(one * one for one in times)
+        made.append(ServiceSample(edge, rows, len(times), sum(times), squares))
+    return tuple(made)

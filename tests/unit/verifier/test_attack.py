@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from lrai.verifier.attack import Attack, AttackSettings, Objective, attack, gradients
+from lrai.verifier.attack import Attack, AttackSettings, Objective, attack, gradients, lattice
 from lrai.verifier.network import Network, Node
 from lrai.verifier.operators.affine import Affine
 from lrai.verifier.operators.relu import Relu
@@ -81,3 +81,34 @@ def test_a_case_without_rows_is_unsafe_everywhere(rows):
     empty = Case(np.zeros(2), np.ones(2), np.zeros((0, 2)), np.zeros(0))
     measured = Objective(net, [empty]).measure(random.random((rows, 2)), np.zeros(rows, np.intp))
     assert (measured <= 0).all()
+
+
+def test_a_needle_is_found_by_the_lattice():
+    # A peak at x0 = 1/4, and flat elsewhere: descent has no gradient.
+    weights = np.zeros((5, 3))
+    weights[0] = 1.0
+    bump = np.array([[400.0], [-800.0], [400.0]])
+    nodes = (
+        Node("x", None, (), (5,)),
+        Node("a", Affine((weights,), np.array([0.0025, 0.0, -0.0025]) - 0.25), (0,), (3,)),
+        Node("r", Relu(), (1,), (3,)),
+        Node("y", Affine((bump,), np.zeros(1)), (2,), (1,)),
+    )
+    net = Network(nodes, (0,), (3,), ())
+    needle = [case([[-1.0]], [-0.99], 5)]
+    settings = AttackSettings(starts=8, steps=5, rounds=1)
+    assert Attack(net, needle, settings).round() == []  # neither starts nor descent meet it
+    assert next(attack(net, needle, settings))[1][0] == 0.25
+
+
+def test_the_lattice_has_ends_and_centre_of_every_box_of_few_inputs():
+    net = network(np.random.default_rng(15), (3, 6, 2))
+    cases = [case([[1.0, 0.0]], [0.0], 3), case([[0.0, 1.0]], [0.0], 3)]
+    points, owners, measure = lattice(net, cases)
+    for one in (0, 1):
+        mine = points[owners == one]
+        for corner in ([0, 0, 0], [1, 0, 1], [0.5, 0.5, 0.5]):
+            assert (mine == corner).all(axis=1).any()
+    np.testing.assert_allclose(measure, Objective(net, cases).measure(points, owners))
+    many = network(np.random.default_rng(15), (40, 6, 2))
+    assert len(lattice(many, [case([[1.0, 0.0]], [0.0], 40)])[0]) == 0

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 
+from lrai.verifier import relu_split
 from lrai.verifier.branching import candidates
 from lrai.verifier.certificate import Certificate
 from lrai.verifier.checker.check import check
@@ -104,6 +105,19 @@ def test_a_limit_below_the_minimum_is_proved_and_checked(bench):
     assert not split.open
     assert not split.stuck
     assert split.share == pytest.approx(1.0)
+    file = bench.folder / "certificate"
+    Certificate(bench.network.digests, subject, "float32", (split.tree,)).write(file)
+    result = check(file, [bench.path], path)
+    assert result.accepted, result.reason
+
+
+def test_slopes_that_are_adapted_at_every_split_are_checked(bench, monkeypatch):
+    monkeypatch.setattr(relu_split, "_EVERY", 1)
+    monkeypatch.setattr(relu_split, "_LEAST_BETTER", -np.inf)
+    path, subject = bench.ask(truth(bench) - 0.02)
+    split, _ = bench.search(subject)
+    assert not split.open
+    assert split.tree.tables
     file = bench.folder / "certificate"
     Certificate(bench.network.digests, subject, "float32", (split.tree,)).write(file)
     result = check(file, [bench.path], path)

@@ -188,6 +188,36 @@ def test_optimising_never_loses_and_mostly_gains():
     assert (found.lower > bounds.lower(weights, regions, None, Choice(start))).all()
 
 
+def test_a_condition_that_does_not_help_gets_no_weight():
+    # y0 is above 1, y1 far below: any weight of y1 worth storing would lose the proof.
+    weights = np.array([[0.1, 0.1]])
+    nodes = (
+        Node("x", None, (), (1,)),
+        Node("y", Affine((weights,), np.array([1.0, -1000.0])), (0,), (2,)),
+    )
+    bounds = Bounds(Network(nodes, (0,), (1,), ("0" * 64,)))
+    regions = bounds.regions(Box(np.zeros((1, 1)), np.ones((1, 1))))
+    found = improve(bounds, regions, np.array([[0.75, 0.25]]), 12, sloped=False)
+    assert found.lower[0] > 0
+    assert found.weights[0, 1] == 0
+
+
+def test_rows_that_are_proved_leave_the_optimiser_to_the_others():
+    network = dense([3, 12, 12, 3], 3)
+    bounds = Bounds(network)
+    centre = np.random.default_rng(4).uniform(-1, 1, (16, 3))
+    regions = bounds.regions(Box(centre - 0.1, centre + 0.1))
+    weights = np.full((16, 3), 1 / 3)
+    together = improve(bounds, regions, weights, 8, sloped=True)
+    assert 0 < (together.lower > 0).sum() < 16
+    for row in range(16):
+        alone = improve(bounds, regions.take(np.array([row])), weights[:1], 8, sloped=True)
+        if together.lower[row] > 0:
+            assert alone.lower[0] > 0
+        else:
+            assert alone.lower[0] == pytest.approx(together.lower[row], abs=1e-9)
+
+
 def test_a_frontier_gives_the_worst_then_the_newest():
     frontier = Frontier(np.zeros(1), np.ones(1), limit=5)
     frontier.pop(1)
@@ -318,3 +348,12 @@ def test_many_inputs_without_relu_are_split():
     assert (verdict.answer, verdict.certificate) == ("unknown", None)
     assert "too many boxes" in verdict.reason
     assert verdict.boxes > 1
+
+
+def test_a_case_without_conditions_is_bounded_and_refuted():
+    network = dense([2, 4, 1])
+    everywhere = case([-1, -1], [1, 1], np.zeros((0, 1)), np.zeros(0))
+    assert verify(network, prop(everywhere), SearchSettings()).answer == "sat"
+    search = InputSplit(network, [everywhere], "float32")
+    assert search.step(lambda _case, _x: None) is None
+    assert (search.open, search.share) == (True, 0.0)

@@ -22,6 +22,7 @@ pub const MIN_COMPRESSED: usize = 1024;
 pub const ACCEPTED: &str = "identity,gzip,deflate";
 
 /// What has come in, and what it is compressed with.
+#[derive(Clone)]
 pub struct Message {
     /// The bytes.
     pub data: Bytes,

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 
 use super::access::AccessLog;
+use super::durable::Durable;
 use super::snapshot::{Distribution, Snapshot};
 use crate::gateway::Gateway;
 use crate::reply::{self, Reply};
@@ -37,11 +38,12 @@ pub fn reply(gateway: &Gateway) -> Reply {
         .collect();
     let dropped = gateway.access.as_ref().map_or(0, AccessLog::dropped);
     let (connections, bytes) = (gateway.open_connections() as u64, gateway.dataplane.memory.used() as u64);
-    let gauges = [
+    let mut gauges = vec![
         ("lrai_connections", "Open connections.", connections),
         ("lrai_memory_bytes", "Bytes of bodies and answers in memory.", bytes),
         ("lrai_access_log_dropped_lines", "Lines that found no room in the access log.", dropped),
     ];
+    gauges.extend(gateway.dataplane.durable.iter().flat_map(Durable::gauges));
     reply::http(StatusCode::OK, CONTENT_TYPE, Bytes::from(render(&models, &gauges)))
 }
 
@@ -73,7 +75,7 @@ pub fn render(models: &[ModelMetrics], gauges: &[(&str, &str, u64)]) -> String {
         n.restarts
     });
     for (name, help, value) in gauges {
-        page.head(name, "gauge", help);
+        page.head(name, if name.ends_with("_total") { "counter" } else { "gauge" }, help);
         page.line(format_args!("{name} {value}"));
     }
     page.text

@@ -26,6 +26,7 @@ pub(crate) mod classification;
 pub mod coding;
 pub mod config;
 pub mod deadline;
+pub mod durable;
 pub mod guard;
 pub mod metrics;
 pub mod observation;
@@ -62,6 +63,9 @@ pub async fn http(
     path: &str,
     body: &mut Incoming,
 ) -> Result<Reply> {
+    if let Some(id) = path.strip_prefix(durable::PATH) {
+        return durable::fetch(dataplane, method, id).await;
+    }
     let segments: Vec<&str> = path.strip_prefix("/v2/").unwrap_or_default().split('/').collect();
     let allowed = allowed(&segments);
     if allowed.is_empty() {
@@ -91,6 +95,10 @@ async fn answer(
         }
         ["models", name, "config"] => config::json(&model(name, "")?.spec),
         ["models", name, "versions", version, "config"] => config::json(&model(name, version)?.spec),
+        ["models", name, "scheduler"] => repository::why(dataplane, &model_name(name)?, "").await,
+        ["models", name, "versions", version, "scheduler"] => {
+            repository::why(dataplane, &model_name(name)?, version).await
+        }
         ["models", name, "trace", "setting"] => {
             model(name, "")?;
             settings::trace_json(&body, is_change)
@@ -121,8 +129,8 @@ fn allowed(segments: &[&str]) -> &'static str {
     match segments {
         ["models"] => "GET, HEAD",
         ["models", "stats"]
-        | ["models", _, "stats" | "config"]
-        | ["models", _, "versions", _, "stats" | "config"]
+        | ["models", _, "stats" | "config" | "scheduler"]
+        | ["models", _, "versions", _, "stats" | "config" | "scheduler"]
         | ["systemsharedmemory" | "cudasharedmemory", "status"]
         | ["systemsharedmemory" | "cudasharedmemory", "region", _, "status"] => "GET",
         ["trace", "setting"] | ["models", _, "trace", "setting"] | ["logging"] => "GET, POST",

@@ -3,11 +3,11 @@
 use serde_json::Value;
 
 use crate::check::{Wanted, WantedOutput};
-use crate::error::{Result, refuse};
+use crate::error::{Error, Result, refuse};
 use crate::request::Parameters;
 
 /// The value of the parameter `key`; of several the last.
-fn parameter<'p>(parameters: &'p Parameters<'_>, key: &str) -> Option<&'p Value> {
+pub(super) fn parameter<'p>(parameters: &'p Parameters<'_>, key: &str) -> Option<&'p Value> {
     parameters.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value)
 }
 
@@ -59,6 +59,19 @@ pub(crate) fn refuse_shared_memory(parameters: &Parameters<'_>) -> Result<()> {
     if parameter(parameters, "shared_memory_region").is_some() {
         let cure = "Start the server with '--allow-client-shm=true' to enable.";
         refuse!("Client shared memory is disabled. {cure}");
+    }
+    Ok(())
+}
+
+/// Refuses a request that asks to be kept, or for one that is kept, so that its face hears of it: who only puts requests
+/// into queues keeps none.
+pub(crate) fn refuse_durable(parameters: &Parameters<'_>) -> Result<()> {
+    let is_durable = !parameters.is_empty()
+        && (flag(parameters, "durable")?.unwrap_or(false) || parameter(parameters, "durable_id").is_some());
+    if is_durable {
+        let text =
+            "this server takes no durable requests here, hint: serve with --journal sqlite or redis://...";
+        return Err(Error::durable(format!("{text}, and send them over HTTP or as ModelInfer")));
     }
     Ok(())
 }

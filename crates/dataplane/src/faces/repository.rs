@@ -43,7 +43,7 @@ pub struct IndexRow {
 pub struct Repository {
     events: Arc<Events>,
     index: RwLock<Vec<IndexRow>>,
-    commands: Mutex<HashMap<u64, oneshot::Sender<Result<()>>>>,
+    commands: Mutex<HashMap<u64, oneshot::Sender<Result<String>>>>,
     last_ticket: AtomicU64,
 }
 
@@ -68,8 +68,8 @@ impl Repository {
         self.index.read().iter().filter(|row| !is_ready || row.state == "READY").cloned().collect()
     }
 
-    /// Has the control plane load or unload a model, and waits until it has.
-    async fn command(&self, kind: &'static str, model: String, parameters: Value) -> Result<()> {
+    /// Has the control plane do something with a model, and waits for what it says when it has.
+    async fn command(&self, kind: &'static str, model: String, parameters: Value) -> Result<String> {
         let ticket = self.last_ticket.fetch_add(1, Relaxed) + 1;
         let (sender, receiver) = oneshot::channel();
         self.commands.lock().insert(ticket, sender);
@@ -78,7 +78,7 @@ impl Repository {
     }
 
     /// Answers a command; an unknown ticket belongs to a client that has gone.
-    pub fn answer(&self, ticket: u64, outcome: Result<()>) {
+    pub fn answer(&self, ticket: u64, outcome: Result<String>) {
         if let Some(sender) = self.commands.lock().remove(&ticket) {
             let _ = sender.send(outcome);
         }
@@ -143,7 +143,15 @@ pub(super) async fn command(
         other => return Err(Error::invalid(format!("'parameters' must be an object, got {other}"))),
     };
     let kind = if action == "load" { "load" } else { "unload" };
-    dataplane.repository.command(kind, name.to_owned(), parameters).await
+    dataplane.repository.command(kind, name.to_owned(), parameters).await.map(drop)
+}
+
+/// `/v2/models/NAME/scheduler`: why the model's knobs are what they are, in the control plane's JSON.
+pub(super) async fn why(dataplane: &Arc<Dataplane>, name: &str, version: &str) -> Result<String> {
+    // What is not served is refused here, as everywhere.
+    dataplane.model(name, version)?;
+    let parameters = serde_json::json!({ "version": version });
+    dataplane.repository.command("why", name.to_owned(), parameters).await
 }
 
 /// `RepositoryModelLoad`.

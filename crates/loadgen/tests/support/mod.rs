@@ -130,6 +130,7 @@ pub fn config(address: &str) -> Config {
         path: String::new(),
         connections: 4,
         rate: None,
+        due_us: Vec::new(),
         poisson: false,
         seed: 0,
         duration_s: 0.5,

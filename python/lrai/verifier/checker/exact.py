@@ -1,56 +1,62 @@
-"""Z3 on one leaf: the network as linear forms of inputs and unstable neurons, in rationals."""
+"""Z3 on one leaf: what is left of the network between linear functions, in rationals."""
 
-from fractions import Fraction
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 
-from lrai.verifier.checker.bounds import State
-from lrai.verifier.checker.graph import Array, Graph, Sum
+from lrai.verifier.checker.bounds import Bounds, State
+from lrai.verifier.checker.graph import Relu, Slots
 
-_TIMEOUT_MS: Final = 10_000
-_MAX_SLOTS: Final = 6_000
-_INFLATED: Final = 1 + 2.0**-20
+_LIMITS: Final = {"rlimit": 4_000_000, "timeout": 60_000}
+"""Z3's own count of steps, which a busy machine does not change, and milliseconds."""
+_MAX_TERMS: Final = 1 << 18
 
 
-def ask(graph: Graph, state: State, fixed: dict[int, bool], claims: list[Array]) -> str:
+def ask(bounds: Bounds, state: State, signs: dict[int, int], claims: list[Slots]) -> str:
     """`unsat` if no point of a region fulfils all conditions of a claim, `sat`, or `unknown`.
 
-    `state` holds one region; `fixed` tells that the input of a neuron, by its slot, is >= 0 or
-    <= 0; a claim is the slots that must all be <= 0. What sums may deviate by, and what float64
-    rounds here, are one number for each form, its radius: `sat` may be due to it.
+    `state` holds one region; `signs` tells that a neuron's input, by its slot, is >= 0 (1) or
+    <= 0 (-1); a claim is the slots that must all be <= 0. A slot lies between two linear functions
+    of inputs and unstable neurons, apart by what may be rounded on the way: `sat` may be due to it.
     """
     import z3
 
-    if graph.slots > _MAX_SLOTS or state.is_empty[0]:
-        return "unsat" if state.is_empty[0] else "unknown"
+    slots, relus = np.arange(bounds.graph.slots), bounds.graph.operations
+    pairs = [(slots[one.inputs], slots[one.out]) for one in relus if isinstance(one, Relu)]
+    sources, outs = np.concatenate([np.zeros((2, 0), np.intp), *pairs], axis=1)
+    is_open = state.constant[0, outs] > 0
+    sources, outs = sources[is_open], outs[is_open]
+    # Backward substitution stops at unstable neurons, and at inputs.
+    none, is_stable = np.zeros_like(state.lower), state.constant <= 0
+    below, above = state.below * is_stable, state.above * is_stable
+    ends = replace(state, lower=none, upper=none, constant=none, below=below, above=above)
+    wanted = np.unique(np.concatenate([sources, list(signs), *claims]).astype(np.intp))
+    units = np.eye(slots.size)[wanted]
+    rows = np.concatenate([units, -units])
+    totals = bounds.lower(rows, ends, np.zeros(len(rows), np.intp))
+    names = [*slots[bounds.inputs], *outs]
+    variables = {slot: z3.Real(f"v{slot}") for slot in names}
+    if np.count_nonzero(rows[:, names]) > _MAX_TERMS:
+        return "unknown"
+    terms = ([_number(row[slot]) * variables[slot] for slot in names if row[slot]] for row in rows)
+    forms = [z3.Sum(some) + _number(total) for some, total in zip(terms, totals, strict=True)]
+    low = dict(zip(wanted, forms[: wanted.size], strict=True))
+    high = {slot: -form for slot, form in zip(wanted, forms[wanted.size :], strict=True)}
     solver = z3.Solver()
-    solver.set("timeout", _TIMEOUT_MS)
-    forms, constants, radii, unstable = _forms(graph, state, fixed)
-    variables = {
-        int(slot): z3.Real(f"v{slot}") for slot in (*graph.inputs, *(y for _, y in unstable))
-    }
-    for slot, variable in variables.items():
-        solver.add(
-            variable >= _number(state.lower[0, slot]), variable <= _number(state.upper[0, slot])
-        )
-
-    def ends(slot: int) -> tuple[Any, Any]:
-        used = [key for key in variables if forms[slot, key]]
-        form = z3.Sum([_number(forms[slot, key]) * variables[key] for key in used])
-        middle, radius = form + _number(constants[slot]), _number(radii[slot])
-        return middle - radius, middle + radius
-
-    for source, out in unstable:
-        low, high = ends(source)
-        solver.add(variables[out] >= 0, variables[out] >= low)
-        solver.add(z3.Or(variables[out] <= high, z3.And(variables[out] <= 0, low <= 0)))
-    for source, is_active in fixed.items():
-        low, high = ends(source)
-        solver.add(high >= 0 if is_active else low <= 0)
+    solver.set(**_LIMITS)
+    for slot, x in variables.items():
+        solver.add(x >= _number(state.lower[0, slot]), x <= _number(state.upper[0, slot]))
+    for source, out in zip(sources, outs, strict=True):
+        y, least = variables[out], low[source]
+        slope, constant = (_number(side[0, out]) for side in (state.above, state.constant))
+        solver.add(y >= least, y <= slope * high[source] + constant)
+        solver.add(z3.Or(y <= high[source], z3.And(y <= 0, least <= 0)))
+    for slot, sign in signs.items():
+        solver.add(high[slot] >= 0 if sign > 0 else low[slot] <= 0)
     for claim in claims:
         solver.push()
-        solver.add(*(ends(int(slot))[0] <= 0 for slot in claim))
+        solver.add(*(low[slot] <= 0 for slot in claim))
         answer = str(solver.check())
         solver.pop()
         if answer != "unsat":
@@ -58,53 +64,7 @@ def ask(graph: Graph, state: State, fixed: dict[int, bool], claims: list[Array])
     return "unsat"
 
 
-def _forms(
-    graph: Graph, state: State, fixed: dict[int, bool]
-) -> tuple[Array, Array, Array, list[tuple[int, int]]]:
-    """Coefficients `(slots, slots)`, constants and radii of all slots; inputs and outputs of the
-    unstable neurons. Column j is slot j where that is an input or an unstable neuron, and else how
-    far the sum at j deviates.
-    """
-    size = graph.slots
-    forms, (constants, loose) = np.zeros((size, size)), np.zeros((2, size))
-    lower, upper, deviation = state.lower[0], state.upper[0], state.error.copy()
-    deviation[graph.inputs] = 0.0
-    reach = np.maximum(np.abs(lower), np.abs(upper))
-    unstable = []
-    forms[graph.inputs, graph.inputs] = 1.0
-    for one in graph.operations:
-        out = np.arange(one.out.start, one.out.stop)
-        if isinstance(one, Sum):
-            # A column of a sum's slot has room for the deviation only.
-            reach[out] = deviation[out]
-            weights = np.broadcast_to(one.weights, (len(one.inputs), *one.weights.shape[1:]))
-            parts = np.concatenate([forms, constants[:, None]], axis=1)[one.inputs]
-            made = np.einsum("pks,pkc->pcs", parts, weights).reshape(out.size, -1)
-            forms[out], constants[out] = made[:, :-1], made[:, -1] + one.bias.reshape(-1)
-            forms[out, out] += 1.0
-            # All roundings are relative to the sums of the absolute values of the terms.
-            terms = (
-                np.abs(parts) @ np.append(reach, 1.0) * (8 * size * 2.0**-53) + loose[one.inputs]
-            )
-            rounded = np.einsum("pk,pkc->pc", terms, np.abs(weights)).reshape(-1)
-            loose[out] = (rounded + 2.0**-50 * one.size.reshape(-1) + 2.0**-500) * _INFLATED
-            continue
-        for source, target in zip(one.inputs.tolist(), out.tolist(), strict=True):
-            is_active = fixed.get(source, bool(lower[source] >= 0))
-            if source not in fixed and lower[source] < 0 < upper[source]:
-                unstable.append((source, target))
-                forms[target, target] = 1.0
-            elif is_active:
-                forms[target], constants[target] = forms[source], constants[source]
-                loose[target] = loose[source]
-    chosen = [*graph.inputs.tolist(), *(target for _, target in unstable)]
-    rest = np.abs(forms)
-    rest[:, chosen] = 0.0
-    return forms, constants, (rest @ deviation + loose) * _INFLATED, unstable
-
-
 def _number(value: float) -> Any:
     import z3
 
-    exact = Fraction(float(value))
-    return z3.Q(exact.numerator, exact.denominator)
+    return z3.Q(*float(value).as_integer_ratio())

@@ -1,9 +1,11 @@
-"""What the checker makes of a network: sums, maxima with zero, and bounded noise; nothing else.
+"""What the checker makes of a network: linear maps with bounded noise, and maxima with zero.
 
-Every scalar has a slot, a number; to move data is to move slots, and slot 0 holds zero.
+Every scalar has a slot, a number; to move data is to move slots. Slot 0 holds zero, slot 1 holds
+one, and the inputs follow.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -11,9 +13,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Slots = NDArray[np.intp]
-
-MAX_ELEMENTS: Final = 1 << 26
-ONE: Final = np.ones((1, 1, 1))
+Map = Callable[[Array], Array]
+ONE: Final = 1
 
 
 class RefusedError(Exception):
@@ -21,145 +22,134 @@ class RefusedError(Exception):
 
 
 @dataclass(frozen=True)
-class Sum:
-    """`out[p, c] = sum_k in[p, k] * weights[p, k, c] + bias[p, c]`, up to roundings and noise."""
+class Linear:
+    """`out = map(in) + bias`, up to roundings and noise."""
 
     out: slice
-    """Slots of the outputs, row-major."""
-    inputs: Slots
-    """`(P, K)`."""
-    weights: Array
-    """`(1 or P, K, C)`."""
+    inputs: Slots | slice
+    """In ascending order, each once."""
+    map: Map
+    sizes: Map
+    """By the sums of the absolute values of what makes up an element of the matrix."""
+    back: Map
+    """By the transposed matrix."""
     bias: Array
-    """`(P, C)`."""
     size: Array
-    """`(P, C)`: at least the sum of the absolute values of what makes up the bias."""
+    """At least the sum of the absolute values of what makes up the bias."""
     terms: int
     """Roundings on the way of one term when deployed; 0: computed without any."""
-    noise: Any = 0.0
-    """`(P, C)`: an unknown value of at most this size is added."""
+    noise: Array
+    """An unknown value of at most this size is added."""
 
 
 @dataclass(frozen=True)
 class Relu:
-    """`out[i] = max(in[i], 0)`; the inputs are outputs of one sum."""
+    """`out = max(in, 0)`."""
 
     out: slice
-    inputs: Slots
-    is_hidden: bool
-    """Whether it is a Relu of the model, whose neurons are counted."""
+    inputs: slice
+    neurons: slice
+    """Their numbers among the neurons of the models' Relu nodes; empty for other Relus."""
 
 
 @dataclass(frozen=True)
+class Value:
+    """A tensor that depends on the input."""
+
+    slots: Slots
+    is_quantised: bool = False
+
+
+@dataclass
 class Graph:
-    """Operations in topological order over `slots` numbered scalars."""
+    """Operations in topological order; they grow as models are read."""
 
-    operations: tuple[Sum | Relu, ...]
-    slots: int
-    inputs: Slots
-    outputs: Slots
+    inputs: int
+    hidden: list[int] = field(default_factory=list)
+    """Slots of the inputs of hidden neurons."""
+    operations: list[Linear | Relu] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """Begin with the slots of constants and inputs."""
+        self.slots = ONE + 1 + self.inputs
 
-class Builder:
-    """Appends operations; several models may share one."""
-
-    def __init__(self) -> None:
-        """Start with the slot of zero."""
-        self.operations: list[Sum | Relu] = []
-        self.slots = 1
-
-    def new(self, count: int) -> Slots:
+    def new(self, shape: tuple[int, ...]) -> Value:
         """Slots for new values."""
-        self.slots += count
-        if self.slots > MAX_ELEMENTS:
-            raise RefusedError("the network is too large for the checker")
-        return np.arange(self.slots - count, self.slots)
+        first, self.slots = self.slots, self.slots + int(np.prod(shape))
+        return Value(np.arange(first, self.slots).reshape(shape))
 
-    def sum(
-        self, inputs: Slots, weights: Any, bias: Any, terms: int, size: Any = None, noise: Any = 0.0
-    ) -> Slots:
-        """Append a Sum and return the slots of its outputs, `(P, C)`."""
-        weights = np.asarray(weights, np.float64)
-        shape = (len(inputs), weights.shape[2])
-        bias = np.broadcast_to(np.asarray(bias, np.float64), shape)
-        size = np.abs(bias) if size is None else np.broadcast_to(size, shape)
-        if not (np.isfinite(weights).all() and np.isfinite(size + noise).all()):
+    def linear(
+        self, elements: tuple[Any, Any, Any], shape: tuple[int, ...], terms: int, noise: Any = 0.0
+    ) -> Value:
+        """Append a map, given by the elements of its matrix: output, slot and weight of each."""
+        rows, slots, weights = (np.ravel(part) for part in elements)
+        noise, out = np.broadcast_to(noise, shape).ravel(), self.new(shape)
+        if not np.isfinite(weights).all():
             raise RefusedError("the model has weights that are not finite")
-        out = self.new(bias.size)
-        place = slice(int(out[0]), self.slots)
-        self.operations.append(Sum(place, inputs, weights, bias, size, terms, noise))
-        return out.reshape(shape)
+        ones = np.where(slots == ONE, weights, 0.0)
+        bias, size = (
+            np.asarray(np.bincount(rows, part, noise.size), np.float64)
+            for part in (ones, np.abs(ones))
+        )
+        is_input = (slots > ONE) & (weights != 0)
+        rows, weights = rows[is_input], weights[is_input]
+        inputs, columns = np.unique(slots[is_input], return_inverse=True)
+        ahead = rows, columns, noise.size, inputs.size
+        back = _matrix(weights, columns, rows, inputs.size, noise.size)
+        maps = _matrix(weights, *ahead), _matrix(np.abs(weights), *ahead), back
+        terms += int(np.bincount(rows, minlength=1).max()) * (terms > 0)
+        made = Linear(_run(out.slots), _run(inputs), *maps, bias, size, terms, noise)
+        numbers, last = np.arange(noise.size), self.operations[-1] if self.operations else made
+        is_shift = np.array_equal(rows, numbers) and terms > 0 and (weights == 1).all()
+        is_next = is_shift and np.array_equal(inputs[columns], last.out.start + numbers)
+        if isinstance(last, Linear) and is_next and last.bias.size == noise.size:
+            # A bias behind a sum belongs to it; what else uses the sum finds it as it was.
+            bias, size, terms = last.bias + bias, last.size + size, last.terms + terms
+            made = replace(last, out=made.out, bias=bias, size=size, terms=terms)
+        self.operations.append(made)
+        return out
 
-    def relu(self, x: Slots, is_hidden: bool = False) -> Slots:
+    def combine(self, *parts: tuple[Any, Any], terms: int = 0, noise: Any = 0.0) -> Value:
+        """The sum of `factor * value`, element by element; a value may be an array of constants."""
+        pairs = [(f, x.slots) if isinstance(x, Value) else (f * x, ONE) for f, x in parts]
+        flat = np.broadcast_arrays(*(one for pair in pairs for one in pair))
+        weights, slots, shape = np.stack(flat[::2]), np.stack(flat[1::2]), flat[0].shape
+        rows = np.broadcast_to(np.arange(flat[0].size).reshape(shape), weights.shape)
+        return self.linear((rows, slots, weights), shape, terms, noise)
+
+    def relu(self, x: Value, is_hidden: bool = False) -> Value:
         """Append max(x, 0)."""
-        flat = x.reshape(-1)
-        if self._maker(flat) is None:
-            flat = self.sum(flat[:, None], ONE, 0.0, 0).reshape(-1)
-        out = self.new(flat.size)
-        self.operations.append(Relu(slice(int(out[0]), self.slots), flat, is_hidden))
-        return out.reshape(x.shape)
+        inputs = _run(x.slots)
+        if not isinstance(inputs, slice):
+            inputs = _run(self.combine((1.0, x)).slots)
+        out, first = self.new(x.slots.shape), len(self.hidden)
+        self.hidden += range(inputs.start, inputs.stop if is_hidden else inputs.start)
+        self.operations.append(Relu(_run(out.slots), inputs, slice(first, len(self.hidden))))
+        return out
 
-    def scale(
-        self, x: Slots, line: tuple[Any, Any, Any], terms: int, is_single: bool = False
-    ) -> Slots:
-        """x * factor + shift, element by element; `line` is factor, shift and the shift's size.
+    def limit(self, x: Value, bound: Any, sign: float) -> Value:
+        """max(x, bound) for the sign 1, min(x, bound) for -1."""
+        beyond = self.relu(self.combine((sign, x), (-sign, bound)))
+        return self.combine((1.0, bound), (sign, beyond))
 
-        Where nothing else uses x, the rounded sum that makes it is changed, as runtimes do; not to
-        fuse the two is covered as well.
-        """
-        given = [np.broadcast_to(one, x.shape).astype(float) for one in line]
-        place = self._maker(x) if is_single and np.unique(x).size == x.size else None
-        one = None if place is None else self.operations[place]
-        if place is None or not isinstance(one, Sum) or one.terms == 0:
-            factor, shift, size = (part.reshape(-1, 1) for part in given)
-            return self.sum(x.reshape(-1, 1), factor[:, :, None], shift, terms, size).reshape(
-                x.shape
-            )
-        whole = np.repeat([[1.0], [0.0], [0.0]], one.bias.size, axis=1)
-        whole[:, x - one.out.start] = given
-        factor, shift, size = whole.reshape(3, *one.bias.shape)
-        factor = factor[:1] if (factor == factor[:1]).all() else factor
-        self.operations[place] = replace(
-            one,
-            weights=one.weights * factor[:, None, :],
-            bias=one.bias * factor + shift,
-            size=one.size * np.abs(factor) + size,
-            terms=one.terms + terms,
-        )
-        return x
 
-    def pair(self, x: Slots, y: Slots, factors: tuple[float, float], terms: int) -> Slots:
-        """factors[0] * x + factors[1] * y."""
-        x, y = np.broadcast_arrays(x, y)
-        pairs = np.stack([x.reshape(-1), y.reshape(-1)], axis=1)
-        return self.sum(pairs, np.reshape(factors, (1, 2, 1)), 0.0, terms).reshape(x.shape)
+def _run(slots: Slots) -> Any:
+    """The slots, flat; as a slice, which is faster, where they follow each other."""
+    flat = slots.ravel()
+    is_run = flat.size > 0 and np.array_equal(flat, np.arange(flat[0], flat[0] + flat.size))
+    return slice(int(flat[0]), int(flat[-1]) + 1) if is_run else flat
 
-    def largest(self, windows: Slots) -> Slots:
-        """The largest slot of each row of `(P, k)`: x + relu(y - x), by halving."""
-        while windows.shape[1] > 1:
-            half = windows.shape[1] // 2
-            x, y = windows[:, :half], windows[:, half : 2 * half]
-            best = self.pair(x, self.relu(self.pair(x, y, (-1.0, 1.0), 0)), (1.0, 1.0), 0)
-            windows = np.concatenate([best, windows[:, 2 * half :]], axis=1)
-        return windows[:, 0]
 
-    def clip(self, x: Slots, low: Any, high: Any, noise: Any = 0.0) -> Slots:
-        """min(max(x, low), high) plus noise; the limits are broadcast, infinite ones do nothing."""
-        low, high, noise = (
-            np.broadcast_to(one, x.shape).astype(float).reshape(-1, 1) for one in (low, high, noise)
-        )
-        flat, shift = x.reshape(-1, 1), np.zeros_like(low)
-        # max(x, low) = low + relu(x - low), then min(y, high) = high - relu(high - y).
-        if not np.isneginf(low).all():
-            flat, shift = self.relu(self.sum(flat, ONE, -low, 0)), low
-        if np.isposinf(high).all():
-            return self.sum(flat, ONE, shift, 0, noise=noise).reshape(x.shape)
-        rest = self.relu(self.sum(flat, -ONE, high - shift, 0, np.abs(high) + np.abs(shift)))
-        return self.sum(rest, -ONE, high, 0, noise=noise).reshape(x.shape)
-
-    def _maker(self, x: Slots) -> int | None:
-        """The sum that makes all these slots."""
-        for place, one in reversed(list(enumerate(self.operations))):
-            if x.min() >= one.out.start and x.max() < one.out.stop:
-                return place if isinstance(one, Sum) else None
-        return None
+def _matrix(values: Array, rows: Slots, columns: Slots, height: int, width: int) -> Map:
+    """The product of a matrix, given by its elements, with each row of an array."""
+    if 8 * values.size >= height * width:
+        dense = np.zeros((width, height))
+        np.add.at(dense, (columns, rows), values)
+        return lambda x: x @ dense
+    # Each row needs an element where sums of runs are taken.
+    empty = np.setdiff1d(np.arange(height), rows)
+    rows, columns = np.append(rows, empty), np.append(columns, 0 * empty)
+    values, order = np.append(values, 0.0 * empty), np.argsort(rows, kind="stable")
+    values, columns = values[order], columns[order]
+    starts = np.searchsorted(rows[order], np.arange(height))
+    return lambda x: np.add.reduceat(x[:, columns] * values, starts, axis=1)

@@ -1,246 +1,159 @@
-"""The checker's own reading of VNN-LIB: text in, boxes with linear conditions out.
+"""The checker's own reading of VNN-LIB 1.0 and 2.0: text in, cases of exact linear conditions out.
 
-Version 1.0, and 2.0 for inputs and outputs of one or several networks: their elements get the flat
-names of 1.0, X_0 and Y_0 onwards, and inputs that must be equal get one name.
+One grammar serves both: `X_3` is an element of all inputs, and so is `X[0,3]` of a declared tensor;
+the inputs of several networks follow each other. Inputs that are stated to be equal are one.
 """
 
 import gzip
 import io
 import math
 import re
-from dataclasses import dataclass
+from ast import literal_eval
 from fractions import Fraction
 from functools import reduce
+from itertools import chain, product
+from operator import mul
 from typing import Any, Final
 
 import numpy as np
 
-from lrai.verifier.checker.graph import Array, RefusedError
+from lrai.verifier.checker.graph import RefusedError
 
 _MAX_BYTES: Final = 1 << 26
 _MAX_CASES: Final = 100_000
-_MAX_DEPTH: Final = 200
-_TOKENS: Final = re.compile(r";[^\n]*|[()]|[^\s();\[\]]*\[[^\]]*\]|[^\s();]+")
-_VARIABLE: Final = re.compile(r"[XY]_\d{1,9}")
+_WORDS: Final = re.compile(r";[^\n]*|[()]|[^\s();\[\]]*\[[^\]]*\]|[^\s();]+")
+_FLAT: Final = re.compile(r"([XY])_(\d{1,9})")
 _NUMBER: Final = re.compile(r"[-+]?(\d{1,400}\.?\d{0,400}|\.\d{1,400})([eE][-+]?\d{1,3})?")
 
-Linear = dict[str, Fraction]
-"""Coefficients of variables; that of "" is the constant."""
-Cases = list[tuple[Linear, ...]]
-"""A disjunction of conjunctions of conditions `linear <= 0`."""
-
-
-@dataclass(frozen=True)
-class Region:
-    """Unsafe: x in the box and `rows @ (y, x) <= offset`."""
-
-    lower: Array
-    upper: Array
-    conditions: dict[tuple[tuple[int, float], ...], float]
-    """Offsets, rounded up, by the row's non-zero coefficients and their places in (y, x)."""
+Linear = dict[int | None, Fraction]
+"""Coefficients of X_i at i and of Y_j at -1 - j; that of None is the constant."""
+Terms = tuple[tuple[int | None, Any], ...]
+"""A sum of which the first term has the coefficient 1 or -1."""
+Case = dict[Terms, Fraction]
+"""Upper bounds of sums, all together."""
+_UNIT: Final = Fraction(1)
 
 
 def unpack(content: bytes) -> bytes:
     """The text, unpacked where it is gzip; RefusedError beyond a limit."""
     if content[:2] == b"\x1f\x8b":
-        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-            content = file.read(_MAX_BYTES + 1)
+        content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
         raise RefusedError("the property is too long")
     return content
 
 
-@dataclass(frozen=True)
+def condition(linear: Linear) -> tuple[Terms, Fraction]:
+    """A sum and its upper bound, for `linear <= 0`."""
+    terms = sorted((place, x) for place, x in linear.items() if x and place is not None)
+    scale = abs(terms[0][1]) if terms else _UNIT
+    # Whole numbers, which most coefficients are, compare much faster than fractions.
+    scaled = ((place, value / scale) for place, value in terms)
+    key = tuple((place, int(value) if value.denominator == 1 else value) for place, value in scaled)
+    return key, -linear.get(None, Fraction(0)) / scale
+
+
+def case_of(conditions: list[tuple[Terms, Fraction]]) -> Case | None:
+    """All conditions together; None where two of them exclude each other."""
+    case: Case = {}
+    for key, bound in conditions:
+        case[key] = min(bound, case.get(key, bound))
+        opposite = tuple((place, -value) for place, value in key)
+        if opposite in case and case[opposite] + case[key] < 0:
+            return None
+    return case
+
+
 class Query:
-    """A property before it meets its networks."""
+    """A property: the cases that it calls unsafe, and the networks that it is about."""
 
-    assertions: list[Any]
-    """Formulas over X_i and Y_j, as nested lists."""
-    models: list[int]
-    """The model of each network."""
-    shared: list[int] | None
-    """For each input of the networks, one after the other, its number here; None: as they are."""
+    def __init__(self, text: str) -> None:
+        """Read it; RefusedError, or whatever reading causes, where the checker does not know it."""
+        self._tensors: dict[str, tuple[str, int, list[int]]] = {}
+        self._sizes, self._models, formula = {"X": 0, "Y": 0}, dict[str, int](), list[Any](["and"])
+        for head, *parts in _parse(text):
+            if head == "assert":
+                formula += parts
+            elif head == "declare-network":
+                self._declare(*parts)
+            elif head not in ("declare-const", "vnnlib-version"):
+                raise RefusedError(f"the checker does not know {head!r} in a property")
+        self.models = list(self._models.values()) or [0]
+        """The model of each network."""
+        self.shared = np.arange(self._sizes["X"])
+        """The number here of each input of the networks; empty: as they are."""
+        self._share(formula)
+        self.shared = np.unique(self.shared, return_inverse=True)[1]
+        cases = map(case_of, self._cases(formula))
+        self.cases = [case for case in cases if case is not None]
 
-    def regions(self, inputs: int, outputs: int) -> list[Region]:
-        """The unsafe regions, for so many inputs and outputs."""
-        cases: Cases = [()]
-        for formula in self.assertions:
-            cases = _both(cases, _formula(formula))
-        found = (_region(case, inputs, outputs) for case in cases)
-        return [region for region in found if region is not None]
+    def _declare(self, name: str, *parts: Any) -> None:
+        self._models[name] = len(set(self._models.values()))
+        for kind, first, *rest in parts:
+            if kind == "equal-to":
+                self._models[name] = self._models[first]
+            elif kind != "isomorphic-to":
+                side = {"declare-input": "X", "declare-output": "Y"}[kind]
+                sizes = [int(size) for size in rest[1].strip("[]").split(",")]
+                self._tensors[first] = (side, self._sizes[side], sizes)
+                self._sizes[side] += math.prod(sizes)
 
-
-def read_query(text: str) -> Query:
-    """Read a property; RefusedError names what the checker does not know."""
-    found: dict[str, list[Any]] = {}
-    for command in _parse(text):
-        found.setdefault(command[0], []).append(command[1:])
-    formulas = [only for (only,) in found.pop("assert", [])]
-    networks = found.pop("declare-network", [])
-    if set(found) - {"vnnlib-version" if networks else "declare-const"}:
-        raise RefusedError(f"the checker does not know {sorted(found)} in a property")
-    if not networks:
-        return Query(formulas, [0], None)
-    tensors, models, counts = _declare(networks)
-    parents = list(range(counts["X"]))
-    for left, right in _equalities(formulas):
-        pair = [_flat(side, tensors) for side in (left, right)]
-        if {name[0] for name in pair} == {"X"}:
-            low, high = sorted(_root(parents, int(name[2:])) for name in pair)
-            parents[high] = low
-    shared = np.unique([_root(parents, x) for x in range(len(parents))], return_inverse=True)[1]
-
-    def rename(item: Any) -> Any:
-        if isinstance(item, list):
-            return [rename(part) for part in item]
-        name = _flat(item, tensors)
-        return f"X_{shared[int(name[2:])]}" if name != item and name[0] == "X" else name
-
-    return Query([rename(formula) for formula in formulas], models, shared.tolist())
-
-
-def _declare(
-    networks: list[Any],
-) -> tuple[dict[str, tuple[str, int, list[int]]], list[int], dict[str, int]]:
-    """Kind, first element and shape of every tensor, the model of each network, the elements."""
-    tensors: dict[str, tuple[str, int, list[int]]] = {}
-    owners: dict[str, int] = {}
-    counts, own = {"X": 0, "Y": 0}, 0
-    for network, *parts in networks:
-        owners[network], own = own, own + 1
-        for part in parts:
-            if part[0] == "equal-to":
-                owners[network], own = owners[part[1]], own - 1
-            elif part[0] != "isomorphic-to":
-                kind = {"declare-input": "X", "declare-output": "Y"}[part[0]]
-                tensor, _, shape = part[1:]
-                sizes = [int(size) for size in shape.strip("[]").split(",")]
-                tensors[tensor] = (kind, counts[kind], sizes)
-                counts[kind] += math.prod(sizes)
-    if counts["X"] + counts["Y"] > _MAX_CASES or len(owners) != len(networks):
-        raise RefusedError("the property has too many elements, or networks of one name")
-    return tensors, list(owners.values()), counts
-
-
-def _equalities(formulas: list[Any]) -> list[tuple[Any, Any]]:
-    """Pairs of names that are equal in every case."""
-    found: list[tuple[Any, Any]] = []
-    for kind, *parts in formulas:
+    def _share(self, formula: list[Any]) -> None:
+        """Give one number to inputs that are equal in every case."""
+        kind, *parts = formula
         if kind == "and":
-            found += _equalities(parts)
+            for part in parts:
+                self._share(part)
         elif kind == "==" and all(isinstance(part, str) and "[" in part for part in parts):
-            found.append((parts[0], parts[1]))
-    return found
+            low, high = sorted(map(self._place, parts))
+            if low >= 0:
+                self.shared[self.shared == high] = low
+
+    def _place(self, name: str) -> int:
+        flat = None if self._tensors else _FLAT.fullmatch(name)
+        if flat:
+            return int(flat[2]) if flat[1] == "X" else -1 - int(flat[2])
+        tensor, _, places = name.partition("[")
+        side, first, sizes = self._tensors[tensor]
+        index = [int(place) for place in places.rstrip("]").split(",")]
+        element = first + int(np.ravel_multi_index(index, sizes))
+        return int(self.shared[element]) if side == "X" else -1 - element
+
+    def _cases(self, formula: list[Any]) -> list[list[tuple[Terms, Fraction]]]:
+        """The formula's disjunctive normal form."""
+        kind, *parts = formula
+        if kind == "or":
+            return list(chain.from_iterable(map(self._cases, parts)))
+        if kind == "and":
+            cases = [self._cases(part) for part in parts]
+            if math.prod(map(len, cases)) > _MAX_CASES:
+                raise RefusedError(f"the property has more than {_MAX_CASES} cases")
+            return [list(chain.from_iterable(choice)) for choice in product(*cases)]
+        left, right = map(self._linear, parts)
+        below, above = (condition(_plus(x, y, -_UNIT)) for x, y in ((left, right), (right, left)))
+        known = {"<": [[below]], ">": [[above]], "=": [[below, above]], "!": [[below], [above]]}
+        return known[kind if kind in known else kind.removesuffix("=")]
+
+    def _linear(self, term: Any) -> Linear:
+        if isinstance(term, str):
+            is_number = _NUMBER.fullmatch(term)
+            return {None: Fraction(term)} if is_number else {self._place(term): _UNIT}
+        parts = [self._linear(part) for part in term[1:]]
+        if term[0] == "*":
+            numbers = [part.get(None, _UNIT - 1) for part in parts if set(part) <= {None}]
+            (rest,) = [part for part in parts if not set(part) <= {None}] or [{None: _UNIT}]
+            return _plus({}, rest, reduce(mul, numbers, _UNIT))
+        sign = {"+": _UNIT, "-": -_UNIT}[term[0]]
+        first = parts.pop(0) if len(parts) > 1 else {}
+        return reduce(lambda total, part: _plus(total, part, sign), parts, first)
 
 
-def _flat(item: str, tensors: dict[str, tuple[str, int, list[int]]]) -> str:
-    """The flat name of an element; what is none stays as it is."""
-    name, bracket, places = item.partition("[")
-    if _VARIABLE.fullmatch(item):
-        raise RefusedError(f"{item} is no element of a tensor")
-    if not bracket:
-        return item
-    kind, first, sizes = tensors[name]
-    index = [int(place) for place in places.rstrip("]").split(",")]
-    return f"{kind}_{first + int(np.ravel_multi_index(index, sizes))}"
-
-
-def _root(parents: list[int], index: int) -> int:
-    while parents[index] != index:
-        index = parents[index]
-    return index
+def _plus(one: Linear, other: Linear, factor: Fraction) -> Linear:
+    return one | {place: one.get(place, 0) + factor * other[place] for place in other}
 
 
 def _parse(text: str) -> list[Any]:
-    stack: list[list[Any]] = [[]]
-    for token in _TOKENS.findall(text):
-        if token == "(":
-            stack.append([])
-        elif token == ")":
-            last = stack.pop()
-            stack[-1].append(last)
-        elif not token.startswith(";"):
-            stack[-1].append(token)
-        if len(stack) > _MAX_DEPTH:
-            raise RefusedError("the property's parentheses are too deep")
-    if len(stack) != 1:
-        raise RefusedError("the property's parentheses do not match")
-    return stack[0]
-
-
-def _formula(formula: list[Any]) -> Cases:
-    kind, *parts = formula
-    if kind == "and":
-        return reduce(_both, map(_formula, parts), [()])
-    if kind == "or":
-        return [case for part in parts for case in _formula(part)]
-    if kind not in ("<=", "<", ">=", ">", "=", "==") or len(parts) != 2:
-        raise RefusedError(f"the checker does not know the condition {str(formula)[:60]}")
-    gap = _plus(_linear(parts[0]), _linear(parts[1]), -1)
-    back = _plus({}, gap, -1)
-    return [{"<": (gap,), ">": (back,), "=": (gap, back)}[kind[0]]]
-
-
-def _both(some: Cases, others: Cases) -> Cases:
-    if len(some) * len(others) > _MAX_CASES:
-        raise RefusedError(f"the property has more than {_MAX_CASES} cases")
-    return [(*one, *other) for one in some for other in others]
-
-
-def _linear(term: Any) -> Linear:
-    if isinstance(term, str) and _VARIABLE.fullmatch(term):
-        return {term: Fraction(1)}
-    if isinstance(term, str) and _NUMBER.fullmatch(term):
-        return {"": Fraction(term)}
-    kind, parts = term[0], [] if isinstance(term, str) else [_linear(part) for part in term[1:]]
-    if kind == "-" and len(parts) == 1:
-        return _plus({}, parts[0], -1)
-    if kind in ("+", "-") and parts:
-        return reduce(lambda one, other: _plus(one, other, 1 if kind == "+" else -1), parts)
-    numbers = [part for part in parts if set(part) <= {""}]
-    if kind == "*" and len(parts) == 2 and numbers:
-        other = parts[1] if parts[0] is numbers[0] else parts[0]
-        return _plus({}, other, numbers[0].get("", Fraction(0)))
-    raise RefusedError(f"the checker does not know the term {str(term)[:60]}")
-
-
-def _plus(one: Linear, other: Linear, factor: Fraction | int) -> Linear:
-    total = dict(one)
-    for name, value in other.items():
-        total[name] = total.get(name, Fraction(0)) + factor * value
-    return total
-
-
-def _region(case: tuple[Linear, ...], inputs: int, outputs: int) -> Region | None:
-    """None where no point fulfils the case: an empty box, or a wrong condition on numbers."""
-    region = Region(np.full(inputs, -np.inf), np.full(inputs, np.inf), {})
-    for linear in case:
-        constant = linear.get("", Fraction(0))
-        row = {_place(x, inputs, outputs): value for x, value in linear.items() if x and value}
-        if not row and constant > 0:
-            return None
-        place, value = min(row.items(), default=(0, Fraction(0)))
-        axis = place - outputs
-        if len(row) == 1 and axis >= 0 and value > 0:
-            region.upper[axis] = min(region.upper[axis], _round(-constant / value, np.inf))
-        elif len(row) == 1 and axis >= 0:
-            region.lower[axis] = max(region.lower[axis], _round(-constant / value, -np.inf))
-        elif row:
-            key = tuple((place, float(row[place])) for place in sorted(row))
-            offset = _round(-constant, np.inf)
-            region.conditions[key] = min(offset, region.conditions.get(key, offset))
-    return region if (region.lower <= region.upper).all() else None
-
-
-def _place(name: str, inputs: int, outputs: int) -> int:
-    index, count = int(name[2:]), {"X": inputs, "Y": outputs}[name[0]]
-    if index >= count:
-        raise RefusedError(f"the property speaks of {name}, which the model does not have")
-    return index + {"X": outputs, "Y": 0}[name[0]]
-
-
-def _round(value: Fraction, direction: float) -> float:
-    """The nearest float64 in a direction."""
-    found = float(value)
-    is_right = found >= value if direction > 0 else found <= value
-    return found if is_right else float(np.nextafter(found, direction))
+    """Commands as nested lists of words."""
+    words = (word for word in _WORDS.findall(text) if word[0] != ";")
+    found = ({"(": "[", ")": "],"}.get(word, f"{word!r},") for word in words)
+    return list(literal_eval(f"[{''.join(found)}]"))

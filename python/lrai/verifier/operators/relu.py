@@ -25,14 +25,16 @@ class Relu(Elementwise):
         return bent
 
     def planes(self, box: Box, slopes: Array | None = None) -> Planes:
-        """See Elementwise; the default slope is 1 where that triangle is smaller, else 0.
+        """See Elementwise; the default slope is 1 where u > 2 |l|, else 0.
 
+        The triangle is smaller with 1 from u > |l| on, but the line y = x also lets go of y >= 0,
+        which the next layers feel: with 2 |l| trees have a quarter fewer leaves.
         With a = min(l, 0) and b = max(u, 0) the chord b / (b - a) is 1 or 0 where x has one sign.
         """
         below, above = np.minimum(box.lower, 0), np.maximum(box.upper, 0)
         chord = above / np.maximum(above - below, np.finfo(np.float64).tiny)
         if slopes is None:
-            lower = (above > -below).astype(np.float64)
+            lower = (above > -2 * below).astype(np.float64)
         else:
             lower = np.where((below < 0) & (above > 0), slopes, chord)
         return Planes(lower, np.zeros_like(lower), chord, -chord * below)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from lrai.config import KnobsConfig, ModelConfig
+from lrai.config import KnobsConfig, ModelConfig, SchedulerConfig
 from lrai.core.model import TensorInfo
 from lrai.gateway.faces.triton import model_config
 from lrai.registry.resolve import ServedModel
@@ -22,6 +22,8 @@ def served(max_batch_size: int) -> ServedModel:
         outputs=(TensorInfo("label", "BYTES", (-1,), labels=("no", "yes")),),
         model=ModelConfig(replicas=2, retry=False, max_output_bytes=1 << 20),
         knobs=KnobsConfig(k=16, tau_s=0.0005),
+        is_tuned=False,
+        scheduler=SchedulerConfig(),
         priority_levels=3,
         default_priority=2,
         file_name="model.onnx",

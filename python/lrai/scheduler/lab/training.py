@@ -1,0 +1,27 @@
+"""Trains the learner offline, in the simulator, before it meets requests."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from lrai.scheduler.lab.simulator import Scene, simulate
+from lrai.scheduler.lab.traces import Trace
+from lrai.scheduler.learner import Learner
+from lrai.scheduler.policy import Target
+
+
+def train(lessons: Iterable[tuple[Trace, Scene]]) -> dict[str, Any]:
+    """Return the table of costs after all lessons, for `Learner.from_plain`."""
+    arms: dict[str, Any] = {"arms": []}
+    for trace, scene in lessons:
+        learner = Learner(scene.target, explores_every=1)
+        learner.from_plain(arms)
+        simulate(lambda _, learner=learner: learner, trace, scene)  # type: ignore[misc]
+        arms = {"arms": learner.to_plain()["arms"]}
+    return arms
+
+
+def trained(plain: dict[str, Any], target: Target) -> Learner:
+    """Return a learner that begins with such a table."""
+    learner = Learner(target)
+    learner.from_plain(plain)
+    return learner

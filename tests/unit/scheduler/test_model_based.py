@@ -1,0 +1,133 @@
+import json
+
+import pytest
+
+from lrai.scheduler.knobs import Knobs
+from lrai.scheduler.model_based import ModelBased
+from lrai.scheduler.policy import Target
+
+from .fakes import samples, seen
+
+
+def taught(target: Target, alpha_s: float, beta_s: float, rate: float = 5_000) -> ModelBased:
+    policy = ModelBased(target)
+    times = {rows: alpha_s + beta_s * rows for rows in (1, 2, 4, 8)}
+    for tick in range(30):
+        policy.decide(seen(tick / 10, rows=round(rate / 10), service=samples(times, 5)))
+    return policy
+
+
+def knobs_of(policy: ModelBased, rate: float = 5_000, now_s: float = 3.0) -> Knobs:
+    return policy.decide(seen(now_s, rows=round(rate / 10)))
+
+
+MLP = (80e-6, 13e-6)
+
+
+def test_is_greedy_before_anything_is_known() -> None:
+    policy = ModelBased(Target(0.001, 32))
+    assert policy.decide(seen()) == Knobs()
+    assert policy.is_reachable is None
+    assert "nothing" in policy.why()
+
+
+def test_waits_for_rows_within_the_goal() -> None:
+    policy = taught(Target(0.001, 32), *MLP)
+    knobs = knobs_of(policy)
+    assert not knobs.work_conserving
+    assert 1 < knobs.k <= knobs.cap
+    assert 0 < knobs.tau_s < knobs.goal_s == 0.001
+    assert knobs.tau_s + policy.service.predict(1)[0] < 0.001
+    assert knobs.service
+    assert f"{knobs.k} rows" in policy.why()
+
+
+def test_is_greedy_without_a_goal() -> None:
+    policy = taught(Target(None, 32), *MLP)
+    knobs = knobs_of(policy)
+    assert (knobs.work_conserving, knobs.goal_s, knobs.service) == (True, 0.0, ())
+    assert "without a latency goal" in policy.why()
+
+
+@pytest.mark.parametrize("goal_s", [None, 0.015])
+def test_settles_on_single_rows_where_batches_do_not_pay(goal_s: float | None) -> None:
+    policy = taught(Target(goal_s, 32), 10e-6, 420e-6, rate=1_000)
+    knobs = knobs_of(policy, rate=1_000)
+    assert knobs.cap == 1
+    assert "one row" in policy.why()
+
+
+def test_looks_again_whether_larger_batches_pay() -> None:
+    policy = taught(Target(None, 32), 10e-6, 420e-6, rate=1_000)
+    single = samples({1: 430e-6}, 100)
+    caps = [
+        policy.decide(seen(3 + tick / 10, rows=100, service=single)).cap for tick in range(1300)
+    ]
+    assert set(caps) == {1, 2}
+    assert caps.count(2) <= 4
+
+
+def test_goal_below_the_service_time_is_not_enforced() -> None:
+    policy = taught(Target(50e-6, 32), *MLP)
+    assert policy.is_reachable is False
+    assert knobs_of(policy).goal_s == 0.0
+    assert "more than the goal" in policy.why()
+
+
+def test_opens_when_everything_is_refused() -> None:
+    policy = taught(Target(0.001, 32), *MLP)
+    assert knobs_of(policy).goal_s
+    assert policy.decide(seen(3.1, rows=0, refused_late=50)).goal_s == 0.0
+    knobs = policy.decide(seen(3.2, rows=500, service=samples({1: 93e-6}, 5), refused_late=50))
+    assert knobs.goal_s
+
+
+def test_keeps_a_margin_while_answers_are_late() -> None:
+    policy = taught(Target(0.001, 32), *MLP)
+    before = knobs_of(policy)
+    for tick in range(40):
+        after = policy.decide(seen(3 + tick / 10, rows=500, latency_us=5_000))
+    assert after.tau_s < before.tau_s
+    assert policy.margin <= 0.5
+    for tick in range(1000):
+        policy.decide(seen(7 + tick / 10, rows=500, latency_us=500))
+    assert policy.margin == 0.0
+
+
+def test_two_batches_in_a_row_keep_the_goal() -> None:
+    policy = taught(Target(0.001, 256), *MLP)
+    knobs = knobs_of(policy)
+    assert 2 * policy.service.predict(knobs.cap)[0] <= 0.001
+
+
+def test_takes_up_what_was_learnt() -> None:
+    policy = taught(Target(0.001, 32), *MLP)
+    again = ModelBased(Target(0.001, 32))
+    again.from_plain(json.loads(json.dumps(policy.to_plain())))
+    assert again.is_reachable
+    assert again.decide(seen(0.1, rows=500)).k == pytest.approx(knobs_of(policy).k, abs=1)
+
+
+def test_sizes_that_were_never_seen_do_not_make_it_refuse() -> None:
+    policy = ModelBased(Target(0.01, 32))
+    for tick in range(10):
+        policy.decide(seen(tick / 10, rows=10, service=samples({1: 430e-6}, 10)))
+    assert knobs_of(policy, rate=100).slack_s <= 0.0025
+
+
+def test_a_few_batches_that_were_held_up_change_little() -> None:
+    policy = taught(Target(0.02, 32), *MLP)
+    before = knobs_of(policy)
+    for tick in range(30):
+        held_up = samples({1: [93e-6] * 30 + [20e-3], 4: [132e-6] * 20 + [15e-3]}, 0)
+        after = policy.decide(seen(3 + tick / 10, rows=500, service=held_up))
+    assert after.cap > before.cap / 2
+    assert after.service[0].service_s < 3 * 93e-6
+
+
+def test_batches_are_made_smaller_on_evidence_only() -> None:
+    policy = ModelBased(Target(None, 32))
+    for tick in range(20):
+        once = samples({1: [400e-6, 500e-6], 2: [500e-6, 1400e-6]}, 0)
+        knobs = policy.decide(seen(tick / 10, rows=6, service=once))
+    assert knobs.cap > 2
