@@ -104,11 +104,14 @@ def _grpc(model: str, inputs: Mapping[str, Array]) -> bytes:
     return message
 
 
-def payload(model: str, face: Face, rows: int = 1, served_as: str = "") -> Payload:
-    """The benchmark request for that model, whatever name it is served under."""
-    inputs = MODELS[model].sample(rows)
-    name = served_as or model
+def request(name: str, face: Face, inputs: Mapping[str, Array]) -> Payload:
+    """A request with these inputs to the model that is served under that name."""
     if face == "grpc":
         return Payload(face, GRPC_PATH, {}, _grpc(name, inputs))
     headers, body = _json(inputs) if face == "json" else _binary(inputs)
     return Payload(face, f"/v2/models/{name}/infer", headers, body)
+
+
+def payload(model: str, face: Face, rows: int = 1, served_as: str = "") -> Payload:
+    """The benchmark request for that model, whatever name it is served under."""
+    return request(served_as or model, face, MODELS[model].sample(rows))

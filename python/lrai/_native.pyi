@@ -142,7 +142,7 @@ class Window:
 
     @property
     def lengths(self) -> list[tuple[int, int]]:
-        """Requests of a ragged model since the last look: length, count."""
+        """Rows of a ragged model's requests since the last look: length, rows."""
 
     @property
     def batches(self) -> int: ...

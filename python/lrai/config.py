@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 from lrai.core.plain import from_plain
 from lrai.errors import ConfigError
@@ -64,6 +64,12 @@ NAMES: Final = Kind(
     "NAME,...",
     lambda text: tuple(name.strip() for name in text.split(",") if name.strip()),
     "names with commas between them",
+)
+NUMBER: Final = Kind("NUMBER", lambda text: _read_scaled(text, {"": 1.0}), "a number such as 0.001")
+LENGTHS: Final = Kind(
+    "LENGTH,...",
+    lambda text: tuple(sorted({_within(int(one), 1, 1 << 31) for one in text.split(",") if one})),
+    "whole numbers of at least 1 with commas between them",
 )
 BOOLEAN: Final = Kind("true|false", lambda text: _BOOLEANS[text.strip().lower()], "true or false")
 NUMBER: Final = Kind(
@@ -225,6 +231,14 @@ class ModelConfig:
     """Most input bytes that wait or run."""
     max_output_bytes: int = _setting(256 << 20, SIZE)
     """Most output bytes of one batch."""
+    padding: Literal["off", "auto", "accept"] = _setting("auto", _choice("off", "auto", "accept"))
+    """Pad different lengths into one batch: never, if a check at load passes, or in any case."""
+    padding_tolerance: float = _setting(1e-4, NUMBER)
+    """Largest change by padding that the check lets pass, relative to the output's scale."""
+    length_dimension: str = _setting("", TEXT)
+    """The length's name in the graph; empty = the only free dimension behind the batch."""
+    mask_inputs: tuple[str, ...] = _setting((), NAMES)
+    """Inputs that mark data with 1, beside those with mask in their name."""
 
 
 @dataclass(frozen=True)
@@ -239,6 +253,10 @@ class KnobsConfig:
     """Time kept before a request's deadline."""
     work_conserving: bool = _setting(True, BOOLEAN)
     """Close the batch when a replica is free."""
+    edges: tuple[int, ...] = _setting((), LENGTHS)
+    """Lengths to which requests are padded; one number = its multiples, none = learnt."""
+    token_budget: int = _setting(0, _integer(0))
+    """Most rows times padded length of a batch; 0 = no limit."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from functools import partial
 
 from lrai.actors.messages import ActorSpec
 from lrai.actors.supervisor import Supervisor
-from lrai.backends.base import BackendSpec
+from lrai.backends.base import BackendSpec, Padding
 from lrai.config import Settings
 from lrai.errors import LraiError, ModelLoadError, ModelNotFoundError
 from lrai.gateway.faces.triton import model_config
@@ -157,7 +157,18 @@ class Lifecycle:
             name=source.name,
             version=version.version,
             backend=source.backend,
-            model=BackendSpec(str(version.path), model.threads, model.provider, source.options),
+            model=BackendSpec(
+                str(version.path),
+                model.threads,
+                model.provider,
+                source.options,
+                Padding(
+                    model.padding,
+                    model.padding_tolerance,
+                    model.length_dimension,
+                    model.mask_inputs,
+                ),
+            ),
             memory_limit_bytes=model.memory_limit_bytes or self._memory_bytes,
             execution_timeout_s=model.execution_timeout_s,
             load_timeout_s=model.load_timeout_s,

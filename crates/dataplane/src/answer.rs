@@ -11,6 +11,7 @@ use crate::check::Wanted;
 use crate::encode::OutputView;
 use crate::error::{Error, Result};
 use crate::models::Model;
+use crate::ragged::Bucket;
 use crate::request::tag;
 use crate::slab::{Slot, Span};
 use crate::stats::Refusal;
@@ -86,6 +87,7 @@ pub struct Ticket {
     pub(crate) model: Arc<Model>,
     pub(crate) wanted: Wanted,
     pub(crate) rows: u32,
+    pub(crate) bucket: Option<Bucket>,
     pub(crate) batch: u64,
     pub(crate) enqueued: Instant,
     pub(crate) deadline: Option<Instant>,
@@ -110,8 +112,8 @@ impl Ticket {
         };
         match outcome {
             Ok(Ok((outputs, index))) => {
-                let Self { wanted, rows, enqueued, deadline, .. } = self;
-                Ok(Answer { wanted, rows, enqueued, deadline, outputs, index })
+                let Self { wanted, rows, bucket, enqueued, deadline, .. } = self;
+                Ok(Answer { wanted, rows, bucket, enqueued, deadline, outputs, index })
             }
             // Errors of the queue were counted where they arose; only the request's id is added here.
             Ok(Err(error)) => Err(tag(&self.wanted.id, error)),
@@ -131,6 +133,7 @@ pub struct Answer {
     /// What the request asked for.
     pub wanted: Wanted,
     rows: u32,
+    bucket: Option<Bucket>,
     enqueued: Instant,
     deadline: Option<Instant>,
     outputs: Arc<Outputs>,
@@ -152,10 +155,14 @@ impl Answer {
                 shape[0] = i64::from(self.rows);
             }
             let data = slot.bytes(spans[self.index]).expect("spans were checked when the batch came back");
-            OutputView { spec, shape, data }
+            OutputView { spec, shape, data: data.into() }
         };
         let Outputs { model, places, spans, .. } = &*self.outputs;
-        model.spec.outputs.iter().zip(places).zip(spans).map(view).collect()
+        let mut views: SmallVec<_> = model.spec.outputs.iter().zip(places).zip(spans).map(view).collect();
+        if let (Some(ragged), Some(bucket)) = (&model.spec.ragged, self.bucket) {
+            ragged.cut(bucket, &mut views);
+        }
+        views
     }
 
     /// Bytes of all outputs.

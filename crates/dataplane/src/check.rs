@@ -6,6 +6,7 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::error::{Error, Result, refuse};
 use crate::faces::parameters;
+use crate::ragged::Bucket;
 use crate::request::{Data, InferRequest, Input, Requested, Sender};
 use crate::tensor::{DType, ModelSpec, Shape, TensorSpec, elements, split_text};
 
@@ -51,6 +52,8 @@ pub struct Checked {
     pub shapes: PerInput<Option<Shape>>,
     /// Bytes that `fill` writes: exact, except for `BYTES`, where it is an upper bound.
     pub max_bytes: PerInput<usize>,
+    /// To what length the request is padded; set when it is queued.
+    pub bucket: Option<Bucket>,
     /// What to answer.
     pub wanted: Wanted,
 }

@@ -19,7 +19,7 @@ pub struct OutputView<'a> {
     /// This request's part of the shape.
     pub shape: Shape,
     /// Little-endian elements, row-major.
-    pub data: &'a [u8],
+    pub data: Cow<'a, [u8]>,
 }
 
 /// An answer's body.
@@ -74,9 +74,9 @@ pub fn encode(spec: &ModelSpec, wanted: &Wanted, outputs: &[OutputView<'_>]) -> 
 }
 
 /// Holds an output's size against its shape, and classifies it if that is wanted.
-pub fn answer<'a>(spec: &ModelSpec, wanted: &WantedOutput, view: &OutputView<'a>) -> Result<Answered<'a>> {
+pub fn answer<'a>(spec: &ModelSpec, wanted: &WantedOutput, view: &'a OutputView<'_>) -> Result<Answered<'a>> {
     let OutputView { spec: TensorSpec { name, datatype, labels, .. }, shape, data } = view;
-    let mut data = Cow::Borrowed(*data);
+    let mut data = Cow::Borrowed(&**data);
     if !wanted.binary || wanted.classification > 0 || *datatype == DType::Bytes {
         // What is looked at more than once must not change in between.
         data.to_mut();

@@ -23,6 +23,7 @@ pub mod knobs;
 pub mod line;
 pub mod link;
 pub mod queue;
+pub mod ragged;
 pub mod recovery;
 pub mod slab;
 pub mod tenants;

@@ -108,14 +108,20 @@ impl Model {
     }
 
     fn try_submit(self: &Arc<Self>, request: &InferRequest<'_>, now: Instant) -> Result<Ticket, Refused> {
-        let checked = check(&self.spec, request).map_err(|error| (error, Refusal::Invalid))?;
-        let reservation = self.queue.lock().reserve(&checked, now)?;
-        let Checked { rows, sources, mut wanted, .. } = checked;
+        let mut checked = check(&self.spec, request).map_err(|error| (error, Refusal::Invalid))?;
+        let reservation = self.queue.lock().reserve(&mut checked, now)?;
+        let Checked { rows, sources, bucket, mut wanted, .. } = checked;
         let Reservation { batch, entry, deadline, mut regions, answer: receiver } = reservation;
-        let write = |(source, region): (Option<usize>, &mut Region)| {
-            source.map_or(Ok(0), |source| fill(&request.inputs[source], region.bytes()))
+        let axes = bucket.zip(self.spec.ragged.as_ref());
+        let write = |(index, (source, region)): (usize, (Option<usize>, &mut Region))| match (source, axes) {
+            (None, _) => Ok(0),
+            (Some(source), None) => fill(&request.inputs[source], region.bytes()),
+            (Some(source), Some((bucket, ragged))) => {
+                ragged.fill(index, &request.inputs[source], bucket, region.bytes())
+            }
         };
-        let written = sources.into_iter().zip(&mut regions).map(write).collect::<Result<PerInput<usize>>>();
+        let written =
+            sources.into_iter().zip(&mut regions).enumerate().map(write).collect::<Result<PerInput<usize>>>();
         if let Ok(lens) = &written {
             let bytes = regions.iter_mut().zip(lens).map(|(region, len)| &region.bytes()[..*len]);
             wanted.covered = guard::covers(&self.spec, rows, &bytes.collect());
@@ -131,7 +137,7 @@ impl Model {
         }
         drop(queue);
         outcome?;
-        Ok(Ticket { receiver, model: Arc::clone(self), wanted, rows, batch, enqueued: now, deadline })
+        Ok(Ticket { receiver, model: Arc::clone(self), wanted, rows, bucket, batch, enqueued: now, deadline })
     }
 
     /// Whether a batch has never been dispatched.
@@ -259,6 +265,12 @@ impl Model {
         let mut queue = self.queue.lock();
         queue.set_knobs(knobs);
         self.dispatch(&mut queue, Instant::now());
+    }
+
+    /// The lengths of a ragged model's requests since the last call, each with its rows.
+    pub fn take_lengths(&self) -> Vec<(u32, u64)> {
+        let ragged = self.spec.ragged.as_ref();
+        ragged.map_or_else(Vec::new, |ragged| self.queue.lock().lengths.take(ragged))
     }
 
     /// Whether requests are answered now, or will be within a restart.

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::knobs::Knobs;
 use crate::line::{Admission, Arrival, Leaving, Line, Replicas};
 use crate::link::Link;
+use crate::ragged::Lengths;
 use crate::recovery::Poison;
 use crate::slab::{Buffer, Region, Slab, Slot};
 use crate::stats::{Arrivals, Closed, Refusal, Stats};
@@ -87,6 +88,7 @@ pub struct Queue {
     pub(crate) slab: Arc<Slab>,
     pub(crate) line: Line<Requests>,
     pub(crate) poison: Poison,
+    pub(crate) lengths: Lengths,
     /// Since when no replica is left, if none is.
     pub(crate) orphaned: Instant,
     bytes: u64,
@@ -116,6 +118,7 @@ impl Queue {
             slab,
             line: Line::default(),
             poison: Poison::default(),
+            lengths: Lengths::default(),
             orphaned: Instant::now(),
             bytes: 0,
             last_batch: 0,
@@ -135,8 +138,12 @@ impl Queue {
     }
 
     /// Sets rows aside, or refuses at once.
-    pub fn reserve(&mut self, checked: &Checked, now: Instant) -> Result<Reservation, Refused> {
-        let Checked { rows, wanted, max_bytes, .. } = checked;
+    pub fn reserve(&mut self, checked: &mut Checked, now: Instant) -> Result<Reservation, Refused> {
+        if let Some(ragged) = &self.spec.ragged {
+            let (edges, room) = (&self.knobs.edges, self.slab.slot_bytes);
+            checked.bucket = self.lengths.pad(ragged, checked, edges, room);
+        }
+        let Checked { rows, bucket, wanted, max_bytes, .. } = &*checked;
         let bytes = max_bytes.iter().map(|bytes| *bytes as u64).sum();
         if self.closing {
             let text = format!("model '{}' is being unloaded", self.spec.name);
@@ -150,7 +157,8 @@ impl Queue {
         let allowed = Duration::from_micros(wanted.timeout_us);
         let deadline = self.knobs.deadline(now, allowed, wanted.sender.deadline);
         let rank = self.spec.rank(wanted.priority);
-        let arrival = Arrival { rows: *rows, edge: 0, rank, account, now, deadline };
+        let edge = bucket.map_or(0, |bucket| bucket.edge);
+        let arrival = Arrival { rows: *rows, edge, rank, account, now, deadline };
         let is_alike = |other: &Requests| other.shapes == checked.shapes;
         let fits = |other: &Requests| other.buffer.fits(max_bytes);
         let replicas = if self.knobs.service.is_known() { self.load(now) } else { Replicas::default() };

@@ -5,6 +5,7 @@ use smallvec::SmallVec;
 
 use crate::faces::guard::GuardBox;
 use crate::line::LOWEST;
+use crate::ragged::Ragged;
 
 /// A tensor's dimensions; `-1` in a specification means "any".
 pub type Shape = SmallVec<[i64; 6]>;
@@ -170,6 +171,9 @@ pub struct ModelSpec {
     /// Where a proof about the model holds; empty = nothing is marked.
     #[serde(default)]
     pub guard: Vec<GuardBox>,
+    /// How requests of different lengths share a batch; `None` = they do not.
+    #[serde(default)]
+    pub ragged: Option<Ragged>,
 }
 
 const fn yes() -> bool {

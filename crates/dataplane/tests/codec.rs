@@ -177,7 +177,7 @@ fn every_answer_is_written_as_its_case_says() {
         let views = views.map(|((spec, output), data)| OutputView {
             spec,
             shape: Shape::from_slice(&output.shape),
-            data,
+            data: data.into(),
         });
         let got = match encode(spec, &wanted, &views.collect::<Vec<_>>()) {
             Err(error) => (None, None, Some(format!("{:?}: {error}", error.code))),
@@ -465,7 +465,7 @@ proptest! {
         let spec = model_of(datatype.0, &shape);
         let wanted = WantedOutput { index: 0, binary, classification };
         let wanted = Wanted { outputs: [wanted].into_iter().collect(), ..Wanted::default() };
-        let encoded = encode(&spec, &wanted, &[OutputView { spec: &spec.outputs[0], shape: Shape::from_slice(&shape), data: &data }]);
+        let encoded = encode(&spec, &wanted, &[OutputView { spec: &spec.outputs[0], shape: Shape::from_slice(&shape), data: (&data[..]).into() }]);
         if let Ok(encoded) = encoded {
             let head = &encoded.body[..encoded.head_len.unwrap_or(encoded.body.len())];
             prop_assert!(is_json(head) || head.windows(3).any(|word| word == b"NaN"));
@@ -512,7 +512,8 @@ fn round_trip(datatype: DType, count: usize, data: &[u8]) -> Vec<u8> {
     let spec = model_of(datatype, &[-1]);
     let wanted = WantedOutput { index: 0, binary: false, classification: 0 };
     let wanted = Wanted { outputs: [wanted].into_iter().collect(), ..Wanted::default() };
-    let view = OutputView { spec: &spec.outputs[0], shape: Shape::from_slice(&[count as i64]), data };
+    let view =
+        OutputView { spec: &spec.outputs[0], shape: Shape::from_slice(&[count as i64]), data: data.into() };
     let answer = String::from_utf8(encode(&spec, &wanted, &[view]).unwrap().body).unwrap();
     let request = answer.replacen("\"outputs\":[{\"name\":\"y\"", "\"inputs\":[{\"name\":\"x\"", 1);
     read_one(&spec, request.as_bytes()).unwrap()

@@ -74,7 +74,11 @@ fn writing() {
         for binary in [false, true] {
             let wanted = WantedOutput { index: 0, binary, classification: 0 };
             let wanted = Wanted { outputs: [wanted].into_iter().collect(), ..Wanted::default() };
-            let view = || OutputView { spec: &spec.outputs[0], shape: shape.clone(), data: black_box(&data) };
+            let view = || OutputView {
+                spec: &spec.outputs[0],
+                shape: shape.clone(),
+                data: black_box(&data[..]).into(),
+            };
             let work = || encode(&spec, &wanted, &[view()]).unwrap().body;
             let length = work().len();
             time(&format!("encode {count} floats, binary {binary}"), length, rounds, || {

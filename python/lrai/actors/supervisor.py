@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from lrai.actors.limits import adopt_orphans, open_cgroup
 from lrai.actors.messages import ActorMessage, ActorSpec, ForkMessage
 from lrai.actors.reaper import Reaper
 from lrai.actors.spawn import Spawner
+from lrai.backends.base import Padding
 from lrai.core.ports import DataPlane, Window
 from lrai.errors import ModelLoadError
 from lrai.log import get_log
@@ -233,7 +234,8 @@ class Supervisor:
 
     async def _load_next(self, place: _Place) -> Actor | None:
         """Load an actor that is like the first one, or say why there is none."""
-        spec, signature = place.first.spec, place.first.signature
+        first, signature = place.first.spec, place.first.signature
+        spec = replace(first, model=replace(first.model, padding=Padding()))
         try:
             actor = await self.load(spec, place.number)
         except ModelLoadError as error:

@@ -17,6 +17,20 @@ FaultCode = Literal[0, 1, 2]
 
 
 @dataclass(frozen=True)
+class Padding:
+    """What a backend shall find out about requests of different lengths, see `find_ragged`."""
+
+    mode: Literal["off", "auto", "accept"] = "off"
+    """Not to pad; to pad where that changes no answer; to pad because the user says so."""
+    tolerance: float = 1e-4
+    """Largest change of an answer, relative to the output's largest value."""
+    dimension: str = ""
+    """Name of the length in the graph; empty = the only free dimension."""
+    mask_inputs: tuple[str, ...] = ()
+    """Inputs that are 1 where there is data, beside those with `mask` in their name."""
+
+
+@dataclass(frozen=True)
 class BackendSpec:
     """What a backend needs to load a model."""
 
@@ -28,6 +42,7 @@ class BackendSpec:
     """The engine's device: `cpu`, `cuda`, `openvino`..."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Parameters of the model's configuration; a backend ignores those it does not know."""
+    padding: Padding = Padding()
 
 
 @dataclass(frozen=True)

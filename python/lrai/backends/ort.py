@@ -6,7 +6,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from lrai.backends.base import (
 )
 from lrai.backends.onnx_file import read_facts
 from lrai.backends.onnx_signature import Dim, Tensor, probe, read_graph
+from lrai.backends.ragged import find_ragged
 from lrai.backends.tensors import Array, SlotWriter, read_inputs, write_outputs
 from lrai.errors import ModelLoadError
 
@@ -79,6 +80,9 @@ class OrtBackend(Backend):
         )
         self._graph = probe(graph, lambda feeds: self._session.run(None, dict(feeds)))
         self.signature = self._graph.signature
+        if spec.padding.mode != "off" and self._graph.is_batchable:
+            found = find_ragged(self._graph, self._try, spec.padding)
+            self.signature = replace(self.signature, ragged=found)
         self._is_plain = all(t.is_plain for t in (*graph.inputs, *graph.outputs))
         self._is_in_place = True
         self._bindings: OrderedDict[object, _Binding] = OrderedDict()
@@ -99,6 +103,14 @@ class OrtBackend(Backend):
                 backend.run(LocalBatch(((0, 8, (1, 2)),)))
         finally:
             os.close(descriptor)
+
+    def _try(self, feeds: Mapping[str, Array]) -> Sequence[Any]:
+        """Run once, and give the memory back: tried inputs may be larger than any request."""
+        options = onnxruntime.RunOptions()
+        if self._session.get_session_options().enable_cpu_mem_arena:
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        outputs: Sequence[Any] = self._session.run(None, dict(feeds), options)
+        return outputs
 
     def bind(self, slabs: Slabs) -> None:
         """Keep the slabs and their addresses."""

@@ -1,7 +1,7 @@
 """What a model looks like from outside: its tensors and its signature."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 
@@ -36,6 +36,9 @@ DATATYPES: Final[Mapping[str, Datatype]] = {
 """Every datatype of the Open Inference Protocol."""
 
 
+_FIRST_EDGE: Final = 16
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """One input or output of a model."""
@@ -61,6 +64,44 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """How an output's length follows that of the inputs: `(length + add) // stride`."""
+
+    axis: int = 0
+    """The axis of its length; 0 = its shape does not follow."""
+    stride: int = 1
+    add: int = 0
+
+    def length(self, length: int) -> int:
+        """Return the output's length for one of the inputs."""
+        return max(0, (length + self.add) // self.stride)
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """How requests of different lengths share a batch, padded with zeros to a bucket's edge."""
+
+    inputs: tuple[int, ...] = ()
+    """Each input's axis of the length, 0 for none; empty = they do not share one."""
+    outputs: tuple[Cut, ...] = ()
+    edges: tuple[int, ...] = ()
+    """Upper edges of the buckets, ascending, until others are learnt or set."""
+    longest: int = 0
+    """No request is padded beyond this length."""
+    note: str = ""
+    """Why lengths stay apart, where they could have come together."""
+
+
+def first_edges(longest: int, multiple: int = 0) -> tuple[int, ...]:
+    """Return the edges of the buckets until they are learnt: powers of two, or multiples."""
+    step = multiple or _FIRST_EDGE
+    edges = [step]
+    while edges[-1] < longest:
+        edges.append(edges[-1] + step if multiple else edges[-1] * 2)
+    return (*(edge for edge in edges if edge < longest), longest)
+
+
+@dataclass(frozen=True)
 class Signature:
     """What a backend found in a model; reported once by the actor that loaded it."""
 
@@ -72,6 +113,8 @@ class Signature:
     """The first dimension of every tensor is free, so requests can share a batch."""
     notes: tuple[str, ...] = ()
     """Sentences for the log: an old opset, a substituted type."""
+    ragged: Ragged = field(default=Ragged(), compare=False)
+    """Measured by the first replica only, so that successors start at once."""
 
     def __str__(self) -> str:
         inputs = ", ".join(map(str, self.inputs))

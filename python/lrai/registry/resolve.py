@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from lrai.config import KnobsConfig, ModelConfig, SchedulerConfig
-from lrai.core.model import Signature, TensorInfo
+from lrai.core.model import Ragged, Signature, TensorInfo, first_edges
 from lrai.errors import RepositoryError
 from lrai.registry.guard import GuardBox, read_guard
 from lrai.registry.repository import ModelSource
@@ -40,6 +40,8 @@ class ServedModel:
     num_latest: int
     guard: tuple[GuardBox, ...]
     """Where a proof about the model holds; empty: nothing is marked."""
+    ragged: Ragged | None
+    """How requests of different lengths share a batch; None = they do not."""
     notes: tuple[str, ...]
 
 
@@ -93,8 +95,9 @@ def resolve(source: ModelSource, version: str, signature: Signature, cpus: int) 
             replace(one, labels=source.labels.get(one.name, one.labels)) for one in outputs
         ),
         model=model,
-        knobs=replace(knobs, k=min(knobs.k or max_batch_size, max_batch_size) or 1),
-        is_tuned=replace(knobs, slack_s=0.0) == replace(KnobsConfig(), slack_s=0.0),
+        # The edges stand in `ragged`.
+        knobs=replace(knobs, k=min(knobs.k or max_batch_size, max_batch_size) or 1, edges=()),
+        is_tuned=replace(knobs, slack_s=0.0, edges=()) == replace(KnobsConfig(), slack_s=0.0),
         scheduler=source.settings.scheduler,
         priority_levels=source.config.priority_levels,
         default_priority=source.config.default_priority,
@@ -104,8 +107,22 @@ def resolve(source: ModelSource, version: str, signature: Signature, cpus: int) 
         parameters=dict(source.config.parameters),
         num_latest=source.config.num_latest,
         guard=guard,
-        notes=(*source.notes, *notes, *filter(None, [note])),
+        ragged=_ragged(signature.ragged, model, knobs) if is_batched and not guard else None,
+        notes=(*source.notes, *notes, *filter(None, [note, signature.ragged.note])),
     )
+
+
+def _ragged(found: Ragged, model: ModelConfig, knobs: KnobsConfig) -> Ragged | None:
+    """Lay the configured edges over those that the backend chose."""
+    if not any(found.inputs):
+        return None
+    said, longest = knobs.edges, found.longest
+    if len(said) == 1:
+        return replace(found, edges=first_edges(longest, said[0]))
+    if said and model.padding == "accept":
+        # The user's word counts for lengths too that were not tried.
+        longest = max(longest, said[-1])
+    return replace(found, edges=said or found.edges, longest=longest)
 
 
 def _max_batch_size(

@@ -81,7 +81,7 @@ class Window(Protocol):
 
     @property
     def lengths(self) -> list[tuple[int, int]]:
-        """Requests of a ragged model since the last look, by length: length, count."""
+        """Rows of a ragged model's requests since the last look, by length: length, rows."""
         ...
 
 
@@ -120,7 +120,7 @@ class Observation:
     replicas: int
     service: tuple[ServiceSample, ...] = ()
     lengths: tuple[tuple[int, int], ...] = ()
-    """Of a ragged model: length, requests."""
+    """Of a ragged model: length, rows."""
 
 
 @dataclass(frozen=True, slots=True)

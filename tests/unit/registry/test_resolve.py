@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lrai.config import load_settings
-from lrai.core.model import Signature, TensorInfo
+from lrai.core.model import Cut, Ragged, Signature, TensorInfo
 from lrai.errors import RepositoryError
 from lrai.registry.repository import ModelSource, Repository
 from lrai.registry.resolve import ServedModel, model_settings, resolve
@@ -128,6 +128,33 @@ def test_dynamic_batching_becomes_knobs(source: Any) -> None:
     model = served(source({"max_batch_size": 8, "dynamic_batching": batching}))
     assert model.knobs.k == 8
     assert model.knobs.tau_s == pytest.approx(250e-6)
+
+
+FOUND = Ragged((2,), (Cut(),), (16, 32, 64, 128), 128)
+RAGGED = replace(BATCHED, ragged=FOUND)
+
+
+def test_lengths_share_a_batch_as_the_backend_found(source: Any) -> None:
+    assert served(source(), RAGGED).ragged == FOUND
+    assert served(source(), BATCHED).ragged is None
+
+
+def test_lengths_stay_apart_where_requests_do_and_the_reason_is_noted(source: Any) -> None:
+    assert served(source({"max_batch_size": 0}), RAGGED).ragged is None
+    refused = served(source(), replace(BATCHED, ragged=Ragged(note="why")))
+    assert refused.ragged is None
+    assert "why" in refused.notes
+
+
+def test_configured_edges_take_the_place_of_the_first_ones(source: Any) -> None:
+    assert served(source(edges="50,20"), RAGGED).ragged == replace(FOUND, edges=(20, 50))
+    assert served(source(edges="48"), RAGGED).ragged == replace(FOUND, edges=(48, 96, 128))
+
+
+def test_only_the_users_word_pads_beyond_what_was_tried(source: Any) -> None:
+    for padding, longest in (("auto", 128), ("accept", 999)):
+        model = served(source(edges="50,999", padding=padding), RAGGED).ragged
+        assert model == replace(FOUND, edges=(50, 999), longest=longest)
 
 
 def test_priority_classes_come_from_dynamic_batching(source: Any) -> None:
