@@ -44,10 +44,11 @@ WORDS = """batch queue the of an answer model length padding bucket reads and se
 recogniser every word counts 2026 requests second measured twice width picture""".split()  # noqa: SIM905
 HOW = f"""Closed loop over the binary face, {CONNECTIONS} sequences under way at any time, the same
 sequences once and in the same order for every variant. One server with one engine thread per
-model runs all of them, in turn in every round; the time is that until the last answer. `buckets`: each request has its own length, the server pads to the edge of its bucket
-and cuts the answers. `alone`: the same with padding = off, so that only equal lengths share a
-batch. `client N`: the client takes N sequences as they come, pads them to the longest among them
-and sends them as one request. `client max`: the client pads to the model's maximum, the server
+model runs all of them, in turn in every round; the time is that until the last answer.
+`buckets`: each request has its own length, the server pads to the edge of its bucket and cuts the
+answers. `alone`: the same with padding = off, so that only equal lengths share a batch.
+`client N`: the client takes N sequences as they come, pads them to the longest among them and
+sends them as one request. `client max`: the client pads to the model's maximum, the server
 batches as it likes. Numbers are medians over the rounds (lowest-highest); ratios are taken round
 by round."""
 
@@ -242,10 +243,10 @@ def _grouped(sequences: Sequence[Inputs], rows: int) -> list[Inputs]:
 
 def _ask_all(server: ServerProcess, model: str, batches: Sequence[Inputs]) -> list[list[Array]]:
     """Send all at once, as many as there are connections; return each one's outputs."""
-    client = InferenceServerClient(server.http, concurrency=CONNECTIONS)
 
     def ask(inputs: Inputs) -> list[Array]:
-        tensors = []
+        # The client is bound to its thread.
+        client, tensors = InferenceServerClient(server.http), []
         for name, array in inputs.items():
             kind = "INT64" if array.dtype.kind == "i" else "FP32"
             tensors.append(InferInput(name, list(array.shape), kind).set_data_from_numpy(array))
