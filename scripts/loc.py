@@ -59,6 +59,11 @@ PARTS = (
         ("crates/simulator/src/", "crates/native/src/simulator", *package("scheduler/lab/")),
     ),
     Part("other backends", 300, package("backends/openvino", "backends/tvm")),
+    Part(
+        "ragged input",
+        500,
+        ("crates/dataplane/src/ragged", *package("backends/ragged", "scheduler/buckets")),
+    ),
     Part("dataplane", 2_300, ("crates/dataplane/src/",), core=True),
     Part("native", 300, ("crates/native/src/",), core=True),
     Part(
