@@ -65,7 +65,6 @@ NAMES: Final = Kind(
     lambda text: tuple(name.strip() for name in text.split(",") if name.strip()),
     "names with commas between them",
 )
-NUMBER: Final = Kind("NUMBER", lambda text: _read_scaled(text, {"": 1.0}), "a number such as 0.001")
 LENGTHS: Final = Kind(
     "LENGTH,...",
     lambda text: tuple(sorted({_within(int(one), 1, 1 << 31) for one in text.split(",") if one})),

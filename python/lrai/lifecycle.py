@@ -10,6 +10,7 @@ from lrai.actors.messages import ActorSpec
 from lrai.actors.supervisor import Supervisor
 from lrai.backends.base import BackendSpec, Padding
 from lrai.config import Settings
+from lrai.core.model import first_edges
 from lrai.errors import LraiError, ModelLoadError, ModelNotFoundError
 from lrai.gateway.faces.triton import model_config
 from lrai.gateway.native import Gateway
@@ -203,7 +204,16 @@ class Lifecycle:
 
 
 def _subject(served: ServedModel) -> Subject:
-    return Subject(served.name, served.version, served.max_batch_size, served.model.replicas)
+    ragged = served.ragged
+    # Edges that somebody has set stay.
+    is_free = ragged is not None and ragged.edges == first_edges(ragged.longest)
+    return Subject(
+        served.name,
+        served.version,
+        served.max_batch_size,
+        served.model.replicas,
+        ragged.longest if ragged and is_free else 0,
+    )
 
 
 def _fixed_knobs(served: ServedModel) -> Knobs | None:

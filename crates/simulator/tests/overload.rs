@@ -1,5 +1,6 @@
 //! Three times more than a model can do, with a latency goal: what is admitted is answered in time, and as much of it as
 //! can be done is admitted.
+#![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from lrai.config import SchedulerConfig
+from lrai.scheduler.buckets import LengthModel
 from lrai.scheduler.history import Digest, History, has_slowed, in_ms
 from lrai.scheduler.knobs import Knobs
 from lrai.scheduler.model_based import ModelBased
@@ -31,6 +32,8 @@ class Subject:
     version: str
     max_rows: int
     replicas: int = 1
+    longest: int = 0
+    """No request is padded beyond this length; 0 = lengths are not for us to group."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Controller:
         self.history = History()
         self.digests = deque(digests, _KEPT_DIGESTS)
         self.knobs = self._wanted = policy.first()
+        self._lengths = LengthModel(subject.longest) if subject.longest else None
         self.notices: list[Notice] = []
         """To be taken by the scheduler after each tick, with the days that have `ended`."""
         self.ended: list[Digest] = []
@@ -66,9 +70,11 @@ class Controller:
         if self._counters.now_s < since_s:
             self._counters = replace(self._counters, now_s=since_s)
         seen, self._counters = observe(window, self._counters, now_s)
-        wanted = self.policy.decide(seen)
-        is_new = wanted is not self._wanted and not _is_same(wanted, self.knobs)
-        self._wanted = wanted
+        former, self._wanted = self._wanted, self.policy.decide(seen)
+        wanted = self._wanted
+        if self._lengths and (self._lengths.update(seen.lengths) or wanted is not former):
+            wanted = replace(wanted, edges=self._lengths.edges)
+        is_new = wanted is not former and not _is_same(wanted, self.knobs)
         if is_new:
             self.knobs = wanted
         if self.history.add(seen, self._counters, self.knobs, is_new):

@@ -81,6 +81,29 @@ def test_knobs_that_somebody_set_stay() -> None:
     assert plane.scheduler.why("mlp")["policy"] == "static"  # type: ignore[index]
 
 
+@pytest.mark.parametrize("fixed", [None, Knobs(k=5)])
+def test_edges_of_buckets_are_learnt_beside_every_policy(fixed: Knobs | None) -> None:
+    plane = Plane()
+    plane.scheduler.add(1, Subject("encoder", "1", 32, longest=128), plane.config, fixed)
+    assert plane.knobs[1]["edges"] == []
+    plane.window.lengths = [(20, 100), (70, 20)]
+    plane.run(20)
+    assert plane.knobs[1]["edges"] == [20, 70, 128]
+    assert plane.knobs[1]["k"] == (5 if fixed else plane.knobs[1]["k"])
+    told = plane.sets
+    plane.run(20)
+    assert plane.knobs[1]["edges"] == [20, 70, 128]
+    assert plane.sets - told <= 3
+
+
+def test_lengths_of_a_model_whose_edges_are_set_teach_nothing() -> None:
+    plane = Plane()
+    plane.scheduler.add(1, MLP, plane.config)
+    plane.window.lengths = [(20, 100), (70, 20)]
+    plane.run(20)
+    assert plane.knobs[1]["edges"] == []
+
+
 def test_unknown_models_are_passed_over() -> None:
     plane = Plane()
     plane.run(1)
