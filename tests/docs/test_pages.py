@@ -12,7 +12,7 @@ from lrai.config import settings_of
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 # Flags of other programs that the pages use.
-FOREIGN_FLAGS = {"--rm"}
+FOREIGN_FLAGS = {"--rm", "--bench"}
 
 
 def command_names(command: typer.core.TyperGroup, before: str = "lrai") -> dict[str, object]:

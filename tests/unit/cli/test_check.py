@@ -46,7 +46,7 @@ def test_json_tells_all_that_is_known(files, capsys):
     assert main(["check", *files, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["accepted"] is True
-    assert set(found) == {"accepted", "reason", "leaves", "seconds", "exact"}
+    assert set(found) == {"accepted", "reason", "leaves", "seconds", "exact", "translated"}
 
 
 def test_another_property_is_refused_with_code_1(files, tmp_path, capsys):

@@ -1,11 +1,11 @@
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from lrai import _native
-from lrai.config import KnobsConfig, ModelConfig, SchedulerConfig, load_settings
-from lrai.core.model import TensorInfo
+from lrai.config import load_settings
 from lrai.errors import DataPlaneError, RepositoryError
 from lrai.gateway.native import Event, Gateway, gateway_config, parse_model_config
 from lrai.registry.resolve import ServedModel
@@ -49,32 +49,6 @@ def test_mistake_in_protobuf_text_names_its_line() -> None:
         parse_model_config('name: "mlp"\nmax_batchsize: 8')
 
 
-def served(max_batch_size: int) -> ServedModel:
-    return ServedModel(
-        name="mlp",
-        version="3",
-        platform="onnxruntime_onnx",
-        backend="onnxruntime",
-        max_batch_size=max_batch_size,
-        inputs=(
-            TensorInfo("x", "FP32", (-1, 4)),
-            TensorInfo("bias", "FP32", (-1, 1), optional=True),
-        ),
-        outputs=(TensorInfo("label", "BYTES", (-1,), labels=("no", "yes")),),
-        model=ModelConfig(replicas=2, retry=False, max_output_bytes=1 << 20),
-        knobs=KnobsConfig(k=16, tau_s=0.0005),
-        is_tuned=False,
-        scheduler=SchedulerConfig(),
-        priority_levels=3,
-        default_priority=2,
-        file_name="model.onnx",
-        parameters={"mode": "fast"},
-        num_latest=1,
-        guard=(),
-        notes=(),
-    )
-
-
 def test_gateway_configuration_has_the_names_of_the_data_plane() -> None:
     flags = {"header_timeout": "1.5s", "not_ready_status": "503", "metrics_port": "off"}
     flags |= {"model_control_mode": "explicit", "access_log": "true", "runtime_threads": "2"}
@@ -89,8 +63,10 @@ def test_gateway_configuration_has_the_names_of_the_data_plane() -> None:
     assert not [name for name in config if name.endswith("_s")]
 
 
-def test_specification_carries_signature_and_limits(world: Any) -> None:
-    spec = world.native.specs[world.gateway.add_model(served(max_batch_size=16), "{}")]
+def test_specification_carries_signature_and_limits(
+    world: Any, served: Callable[[int], ServedModel]
+) -> None:
+    spec = world.native.specs[world.gateway.add_model(served(16), "{}")]
     assert spec["inputs"] == [
         {"name": "x", "datatype": "FP32", "shape": [-1, 4], "optional": False, "labels": []},
         {"name": "bias", "datatype": "FP32", "shape": [-1, 1], "optional": True, "labels": []},

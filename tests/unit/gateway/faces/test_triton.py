@@ -1,41 +1,16 @@
 import json
+from collections.abc import Callable
 
 import pytest
 
-from lrai.config import KnobsConfig, ModelConfig, SchedulerConfig
-from lrai.core.model import TensorInfo
 from lrai.gateway.faces.triton import model_config
 from lrai.registry.resolve import ServedModel
 
 
-def served(max_batch_size: int) -> ServedModel:
-    return ServedModel(
-        name="mlp",
-        version="3",
-        platform="onnxruntime_onnx",
-        backend="onnxruntime",
-        max_batch_size=max_batch_size,
-        inputs=(
-            TensorInfo("x", "FP32", (-1, 4)),
-            TensorInfo("bias", "FP32", (-1, 1), optional=True),
-        ),
-        outputs=(TensorInfo("label", "BYTES", (-1,), labels=("no", "yes")),),
-        model=ModelConfig(replicas=2, retry=False, max_output_bytes=1 << 20),
-        knobs=KnobsConfig(k=16, tau_s=0.0005),
-        is_tuned=False,
-        scheduler=SchedulerConfig(),
-        priority_levels=3,
-        default_priority=2,
-        file_name="model.onnx",
-        parameters={"mode": "fast"},
-        num_latest=1,
-        guard=(),
-        notes=(),
-    )
-
-
-def test_configuration_of_a_batched_model_leaves_out_the_batch_dimension() -> None:
-    config = json.loads(model_config(served(max_batch_size=16)))
+def test_configuration_of_a_batched_model_leaves_out_the_batch_dimension(
+    served: Callable[[int], ServedModel],
+) -> None:
+    config = json.loads(model_config(served(16)))
     assert [tensor["dims"] for tensor in config["input"]] == [[4], [1]]
     assert config["input"][0]["data_type"] == "TYPE_FP32"
     assert config["output"][0]["data_type"] == "TYPE_STRING"
@@ -50,8 +25,10 @@ def test_configuration_of_a_batched_model_leaves_out_the_batch_dimension() -> No
     }
 
 
-def test_configuration_of_an_unbatched_model_has_full_shapes_and_no_batching() -> None:
-    config = json.loads(model_config(served(max_batch_size=0)))
+def test_configuration_of_an_unbatched_model_has_full_shapes_and_no_batching(
+    served: Callable[[int], ServedModel],
+) -> None:
+    config = json.loads(model_config(served(0)))
     assert [tensor["dims"] for tensor in config["input"]] == [[-1, 4], [-1, 1]]
     assert "dynamic_batching" not in config
 
@@ -60,5 +37,7 @@ def test_configuration_of_an_unbatched_model_has_full_shapes_and_no_batching() -
     "field",
     ["version_policy", "optimization", "model_transaction_policy", "default_model_filename"],
 )
-def test_configuration_has_what_perf_analyzer_looks_for(field: str) -> None:
-    assert field in json.loads(model_config(served(max_batch_size=0)))
+def test_configuration_has_what_perf_analyzer_looks_for(
+    field: str, served: Callable[[int], ServedModel]
+) -> None:
+    assert field in json.loads(model_config(served(0)))
