@@ -50,10 +50,14 @@ def server(tmp_path_factory, write_model):
 
 @pytest.fixture(autouse=True)
 def nothing_died(server, http):
-    before = server.processes()
+    before = alive(server)
     yield
     assert http(server.http, INFER, GOOD).json["outputs"][0]["data"] == [1, 2, 3, 4]
-    assert server.processes() == before
+    assert alive(server) == before
+
+
+def alive(server):
+    return [server.process.pid, server.template(), *server.actors()]
 
 
 def exchange(address, payload, is_end=False):
