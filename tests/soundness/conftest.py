@@ -55,7 +55,7 @@ class Bench:
         path.write_text("\n".join([*lines, f"(assert {text})"]))
         return path
 
-    def decide(self, model, subject, arithmetic="float32", seconds=20.0):
+    def decide(self, model, subject, arithmetic="float32", seconds=60.0):
         return solve(Instance((model,), subject, seconds), arithmetic)
 
 

@@ -15,7 +15,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name.")]
 _LOAD_TIMEOUT_S: Final = 900.0
 _SEEN: Final = (
-    *("at_s", "requests_per_s", "p99_ms", "queue_age_ms", "busy", "late", "refused_late"),
+    *("ago_s", "requests_per_s", "p99_ms", "queue_age_ms", "busy", "late", "refused_late"),
     *("k", "cap", "tau_ms"),
 )
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from lrai.config import SchedulerConfig
 from lrai.scheduler.buckets import LengthModel
-from lrai.scheduler.history import Digest, History, has_slowed, in_ms
+from lrai.scheduler.history import Digest, History, Record, has_slowed, in_ms
 from lrai.scheduler.knobs import Knobs
 from lrai.scheduler.model_based import ModelBased
 from lrai.scheduler.observation import Counters, Window, observe
@@ -124,7 +124,7 @@ class Controller:
             "requests_in_10_s": history.requests,
             "idle_s": round(now_s - self._counters.now_s, 1) if history.requests else None,
             "knobs": _plain(self.knobs),
-            "seen": [one._asdict() for one in list(history.records)[-_SHOWN_RECORDS:]],
+            "seen": [_record(one, now_s) for one in list(history.records)[-_SHOWN_RECORDS:]],
             "days": [one._asdict() for one in self.digests],
         }
 
@@ -256,6 +256,11 @@ def _is_same(one: Knobs, other: Knobs) -> bool:
 
 def _against(p99_s: float, goal_s: float) -> str:
     return f"p99 over 10 s is {p99_s * 1e3:.3g} ms against a goal of {goal_s * 1e3:g} ms"
+
+
+def _record(record: Record, now_s: float) -> dict[str, Any]:
+    plain = record._asdict()
+    return {"ago_s": round(now_s - plain.pop("at_s"), 1), **plain}
 
 
 def _plain(knobs: Knobs) -> dict[str, Any]:
