@@ -7,10 +7,11 @@ instance that it had, and is replaced.
 import csv
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -212,7 +213,8 @@ def _failed(key: tuple[str, str], reason: str) -> Outcome:
 
 
 def _work(pipe: Connection, settings: RunSettings) -> None:
-    """A worker's life."""
+    """A worker's life, which ends with the run's also where that was killed."""
+    threading.Thread(target=_end_with_run, daemon=True).start()
     while True:
         try:
             key, instance = pipe.recv()
@@ -225,6 +227,12 @@ def _work(pipe: Connection, settings: RunSettings) -> None:
         except MemoryError:
             outcome = _failed(key, "out of memory")
         pipe.send(outcome)
+
+
+def _end_with_run() -> None:
+    if run := parent_process():
+        run.join()
+        os._exit(1)
 
 
 def _solve(key: tuple[str, str], instance: Instance, settings: RunSettings) -> Outcome:

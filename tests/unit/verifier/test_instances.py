@@ -1,6 +1,10 @@
 """Lists of instances: what is run again, what is known, and which clock a limit counts."""
 
 import json
+import os
+import select
+import subprocess
+import sys
 
 import pytest
 from onnx import TensorProto, helper, save
@@ -85,3 +89,33 @@ def test_a_file_of_answers_without_its_head_is_refused(folder):
     (folder / "e.csv").write_text("m.onnx,safe.vnnlib,sat\nm.onnx,unsafe.vnnlib,sat\n")
     with pytest.raises(ConfigError, match=r"e\.csv"):
         start(folder, expected=folder / "e.csv")
+
+
+BUSY = """
+import multiprocessing
+import time
+
+from lrai.verifier.instances import RunSettings, _work
+
+
+class Busy:
+    def recv(self):
+        time.sleep(60)
+
+
+if __name__ == "__main__":
+    worker = multiprocessing.get_context("spawn").Process(target=_work, args=(Busy(), RunSettings()))
+    worker.start()
+    print(worker.pid, flush=True)
+    worker.join()
+"""
+
+
+def test_workers_end_with_a_run_that_is_killed(tmp_path):
+    script = tmp_path / "busy.py"
+    script.write_text(BUSY)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE) as run:
+        worker = os.pidfd_open(int(run.stdout.readline()))
+        run.kill()
+        assert select.select([worker], [], [], 30) == ([worker], [], [])
+        os.close(worker)
