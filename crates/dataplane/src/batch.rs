@@ -137,7 +137,7 @@ impl Requests {
             match lengths.and_then(stretches) {
                 None => bytes.hash(&mut state),
                 Some((whole, own)) => {
-                    bytes.chunks_exact(whole).for_each(|chunk| chunk[..own].hash(&mut state))
+                    bytes.chunks_exact(whole).for_each(|chunk| chunk[..own].hash(&mut state));
                 }
             }
         }
