@@ -29,6 +29,8 @@ pub struct Outputs {
     pub model: Arc<Model>,
     /// The outputs in the model's order.
     pub places: SmallVec<[Place; 2]>,
+    /// What the requests were padded to; 0 = their lengths are their own.
+    pub length: u32,
     /// From [`divide`].
     pub spans: Spans,
     /// When the batch was sent.
@@ -157,10 +159,10 @@ impl Answer {
             let data = slot.bytes(spans[self.index]).expect("spans were checked when the batch came back");
             OutputView { spec, shape, data: data.into() }
         };
-        let Outputs { model, places, spans, .. } = &*self.outputs;
+        let Outputs { model, places, length, spans, .. } = &*self.outputs;
         let mut views: SmallVec<_> = model.spec.outputs.iter().zip(places).zip(spans).map(view).collect();
         if let (Some(ragged), Some(bucket)) = (&model.spec.ragged, self.bucket) {
-            ragged.cut(bucket, &mut views);
+            ragged.cut(Bucket { edge: *length, ..bucket }, &mut views);
         }
         views
     }

@@ -9,6 +9,7 @@ use crate::answer::Part;
 use crate::check::PerInput;
 use crate::error::Result;
 use crate::line::Waiting;
+use crate::ragged::Ragged;
 use crate::slab::{Buffer, Span};
 use crate::tensor::Shape;
 use crate::wire::{Place, Run};
@@ -17,6 +18,8 @@ use crate::wire::{Place, Run};
 pub struct Entry {
     /// Its rows.
     pub rows: u32,
+    /// Its length without padding; 0 = it is not padded.
+    pub length: u32,
     /// Its bytes in each column.
     pub spans: PerInput<Span>,
     /// Whether its rows are written.
@@ -64,6 +67,26 @@ impl Batch {
         dead
     }
 
+    /// Takes off the padding that all its requests have in common. What has run before stays as it is.
+    pub fn shorten(&mut self, ragged: &Ragged) {
+        let is_rerun = self.is_rerun();
+        let Requests { entries, buffer, shapes, .. } = &mut self.payload;
+        let Some(edge) = ragged.length(shapes).filter(|_| !is_rerun) else { return };
+        let own = |entry: &Entry| if entry.length == 0 { edge } else { entry.length };
+        let longest = Ragged::rounded(entries.iter().map(own).max().unwrap_or(edge), edge);
+        if longest == edge {
+            return;
+        }
+        for (column, shape) in shapes.iter().enumerate() {
+            let count = shape.as_ref().and_then(|shape| ragged.stretches(column, shape, self.rows));
+            if let Some(count) = count {
+                let spans = entries.iter_mut().map(|entry| &mut entry.spans[column]);
+                buffer.shorten(column, count, (longest as usize, edge as usize), spans);
+            }
+        }
+        ragged.set_length(shapes, longest);
+    }
+
     /// Two halves over the same rows; the second takes `id`.
     pub fn split(mut self, id: u64) -> [Self; 2] {
         let Requests { entries, buffer, shapes, losses, .. } = &mut self.payload;
@@ -93,13 +116,30 @@ impl Requests {
         Run { batch: self.id, rows, output_slot, inputs }
     }
 
-    /// A digest of one request's inputs, to know it again.
-    pub fn digest(&self, entry: &Entry, hasher: &impl BuildHasher) -> u64 {
+    /// A digest of one request's inputs without padding, to know it again.
+    pub fn digest(&self, entry: &Entry, ragged: Option<&Ragged>, hasher: &impl BuildHasher) -> u64 {
         let mut state = hasher.build_hasher();
-        self.shapes.hash(&mut state);
+        let padded = ragged.filter(|_| entry.length > 0);
+        let lengths = padded.and_then(|ragged| Some((ragged, ragged.length(&self.shapes)? as usize)));
+        let mut shapes = self.shapes.clone();
+        if let Some(ragged) = padded {
+            ragged.set_length(&mut shapes, entry.length);
+        }
+        shapes.hash(&mut state);
         entry.rows.hash(&mut state);
-        for span in &entry.spans {
-            self.buffer.bytes(*span).hash(&mut state);
+        for (column, (span, shape)) in entry.spans.iter().zip(&shapes).enumerate() {
+            let bytes = self.buffer.bytes(*span);
+            let stretches = |(ragged, length): (&Ragged, usize)| {
+                let count = ragged.stretches(column, shape.as_ref()?, entry.rows)?;
+                let whole = bytes.len().checked_div(count).filter(|whole| *whole > 0)?;
+                Some((whole, whole / length * entry.length as usize))
+            };
+            match lengths.and_then(stretches) {
+                None => bytes.hash(&mut state),
+                Some((whole, own)) => {
+                    bytes.chunks_exact(whole).for_each(|chunk| chunk[..own].hash(&mut state));
+                }
+            }
         }
         state.finish()
     }

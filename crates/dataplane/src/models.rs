@@ -227,7 +227,9 @@ impl Model {
         let compute_ns = now.duration_since(sent).as_nanos() as u64;
         self.stats.batch((batch.edge, batch.rows), closed, infer_ns.min(compute_ns), compute_ns);
         let (slot, model) = (Some(slot), Arc::clone(self));
-        let outputs = Arc::new(Outputs { slot, model, places, spans, sent, compute_ns });
+        let ragged = self.spec.ragged.as_ref();
+        let length = ragged.and_then(|ragged| ragged.length(&batch.payload.shapes)).unwrap_or(0);
+        let outputs = Arc::new(Outputs { slot, model, places, length, spans, sent, compute_ns });
         for (index, entry) in batch.payload.entries.into_iter().enumerate() {
             // The client may have gone; its rows were computed for nothing.
             let _ = entry.answer.send(Ok((Arc::clone(&outputs), index)));

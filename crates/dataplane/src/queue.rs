@@ -175,6 +175,7 @@ impl Queue {
         let (id, entry) = (batch.payload.id, batch.payload.entries.len());
         let entered = Entry {
             rows: *rows,
+            length: bucket.map_or(0, |bucket| bucket.length),
             spans,
             ready: false,
             answer: sender,
@@ -264,7 +265,7 @@ impl Queue {
         for (span, len) in requests.entries[entry].spans.iter_mut().zip(lens) {
             span.len = len;
         }
-        self.poison.check(requests, entry, &self.spec.name)?;
+        self.poison.check(requests, entry, &self.spec)?;
         requests.entries[entry].ready = true;
         Ok(())
     }
@@ -282,6 +283,9 @@ impl Queue {
                 continue;
             }
             batch.service = self.knobs.service.predict(batch.edge, batch.rows).unwrap_or_default();
+            if let Some(ragged) = &self.spec.ragged {
+                batch.shorten(ragged);
+            }
             let run = batch.payload.run(batch.rows, self.spec.is_batched(), slot.index);
             let replica = &mut self.replicas[replica];
             if replica.link.send(&run).is_err() {

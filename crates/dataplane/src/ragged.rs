@@ -1,6 +1,6 @@
 //! Ragged input: requests of different lengths share a batch, each padded with zeros to the edge of its bucket, and get
 //! outputs of their own length back. A request is padded where it is written and cut where it is encoded; in between,
-//! the batch is one of plain tensors that are as long as the edge.
+//! the batch is one of plain tensors that are as long as the edge, and when it leaves, as the longest request in it.
 
 use std::borrow::Cow;
 
@@ -15,6 +15,8 @@ use crate::tensor::{Shape, elements};
 
 /// Lengths are counted in at most so many bins.
 const MAX_BINS: u32 = 2048;
+/// A batch can have so many lengths up to its edge.
+const STEPS: u32 = 16;
 
 /// What a model's inputs have of different length, and how its outputs follow; made by the control plane.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,23 +68,37 @@ impl Ragged {
             return None;
         }
         checked.max_bytes = sizes;
-        for (axis, shape) in self.inputs.iter().zip(&mut checked.shapes) {
-            if *axis > 0
-                && let Some(length) = shape.as_mut().and_then(|shape| shape.get_mut(*axis))
-            {
-                *length = bucket.edge.into();
-            }
-        }
+        self.set_length(&mut checked.shapes, bucket.edge);
         Some(bucket)
     }
 
+    /// Gives all inputs that length.
+    pub fn set_length(&self, shapes: &mut PerInput<Option<Shape>>, length: u32) {
+        for (axis, shape) in self.inputs.iter().zip(shapes).filter(|(axis, _)| **axis > 0) {
+            if let Some(old) = shape.as_mut().and_then(|shape| shape.get_mut(*axis)) {
+                *old = length.into();
+            }
+        }
+    }
+
     /// The length that all inputs share, if they do and it is not 0.
-    fn length(&self, checked: &Checked) -> Option<u32> {
-        let pairs = self.inputs.iter().zip(&checked.shapes).filter(|(axis, _)| **axis > 0);
+    pub fn length(&self, shapes: &PerInput<Option<Shape>>) -> Option<u32> {
+        let pairs = self.inputs.iter().zip(shapes).filter(|(axis, _)| **axis > 0);
         let mut lengths = pairs.filter_map(|(axis, shape)| shape.as_ref()?.get(*axis));
         let first = *lengths.next()?;
         let is_shared = lengths.all(|length| *length == first);
         u32::try_from(first).ok().filter(|length| is_shared && *length > 0)
+    }
+
+    /// A length rounded up to a multiple of a part of its edge: engines keep plans for every shape that they have seen.
+    pub fn rounded(length: u32, edge: u32) -> u32 {
+        length.next_multiple_of((edge / STEPS).max(1)).min(edge)
+    }
+
+    /// How many stretches along its axis the input of that index has in so many rows; `None` = it has no length.
+    pub fn stretches(&self, index: usize, shape: &Shape, rows: u32) -> Option<usize> {
+        let axis = self.inputs.get(index).filter(|axis| **axis > 0)?;
+        Some(elements(shape.get(1..*axis)?)? * rows as usize)
     }
 
     /// Writes the input of that index as `fill` does, but each stretch along its axis with zeros behind it up to the edge,
@@ -166,7 +182,7 @@ impl Lengths {
         edges: &[u32],
         max_bytes: usize,
     ) -> Option<Bucket> {
-        let length = ragged.length(checked)?;
+        let length = ragged.length(&checked.shapes)?;
         let width = bin_width(ragged);
         self.counts.resize(ragged.longest.div_ceil(width) as usize + 1, 0);
         if let Some(count) = self.counts.get_mut(length.div_ceil(width) as usize) {

@@ -8,6 +8,7 @@ use crate::batch::{Batch, Requests};
 use crate::error::Error;
 use crate::queue::{Queue, Refused};
 use crate::stats::Refusal;
+use crate::tensor::ModelSpec;
 
 /// How long the digest of a request that ended its actor is refused.
 const POISON_TIME: Duration = Duration::from_secs(600);
@@ -25,21 +26,22 @@ pub struct Poison {
 
 impl Poison {
     /// Refuses a request that is known.
-    pub(crate) fn check(&self, batch: &Requests, entry: usize, model: &str) -> Result<(), Refused> {
+    pub(crate) fn check(&self, batch: &Requests, entry: usize, spec: &ModelSpec) -> Result<(), Refused> {
         let is_known = || {
-            let since = self.since.get(&batch.digest(&batch.entries[entry], &self.hasher));
+            let since =
+                self.since.get(&batch.digest(&batch.entries[entry], spec.ragged.as_ref(), &self.hasher));
             since.is_some_and(|since| since.elapsed() < POISON_TIME)
         };
         if self.since.is_empty() || !is_known() {
             return Ok(());
         }
-        let text = format!("this request has ended an actor of model '{model}' before");
+        let text = format!("this request has ended an actor of model '{}' before", spec.name);
         Err((Error::invalid(format!("{text} and is refused for ten minutes")), Refusal::Poison))
     }
 
     /// Remembers the only request of a batch; returns its digest.
-    fn learn(&mut self, batch: &Requests) -> Option<u64> {
-        let digest = batch.digest(batch.entries.first()?, &self.hasher);
+    fn learn(&mut self, batch: &Requests, spec: &ModelSpec) -> Option<u64> {
+        let digest = batch.digest(batch.entries.first()?, spec.ragged.as_ref(), &self.hasher);
         self.since.retain(|_, since| since.elapsed() < POISON_TIME);
         self.since.insert(digest, Instant::now());
         Some(digest)
@@ -74,7 +76,7 @@ impl Queue {
             self.split(batch);
         } else {
             let what = format!("this request ended an actor of model '{name}' ({fault})");
-            let digest = self.poison.learn(&batch.payload);
+            let digest = self.poison.learn(&batch.payload, &self.spec);
             let error = Error::invalid(format!("{what} and is refused for ten minutes"));
             self.fail(batch, &error, Refusal::Poison);
             return digest;

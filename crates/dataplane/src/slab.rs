@@ -239,6 +239,33 @@ impl Buffer {
         }
     }
 
+    /// Cuts a contiguous column of `count` equal stretches, each to that part of itself: `(numerator, denominator)`. Call it
+    /// when nobody writes. `spans[request]` is updated.
+    pub fn shorten<'a>(
+        &mut self,
+        column: usize,
+        count: usize,
+        (part, of): (usize, usize),
+        spans: impl Iterator<Item = &'a mut Span>,
+    ) {
+        assert_eq!(Arc::strong_count(&self.slot), 1, "nobody writes while rows move");
+        let Column { base, used, .. } = &mut self.columns[column];
+        let whole = *used / count.max(1);
+        let kept = whole / of * part;
+        for index in 1..count {
+            // SAFETY: both ranges lie in this slot, the target not behind the source, and no region is left (asserted above).
+            unsafe {
+                let (source, target) = (*base + index * whole, *base + index * kept);
+                std::ptr::copy(self.slot.address(source), self.slot.address(target), kept);
+            };
+        }
+        *used = count * kept;
+        for span in spans {
+            span.start = *base + (span.start - *base) / of * part;
+            span.len = span.len / of * part;
+        }
+    }
+
     /// Where a column's range begins in the slab.
     pub fn offset(&self, start: usize) -> u64 {
         self.slot.offset(start) as u64

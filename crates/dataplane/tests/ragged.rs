@@ -3,17 +3,22 @@
 
 mod support;
 
+use std::hash::RandomState;
 use std::sync::Arc;
+use std::time::Instant;
 
 use lrai_dataplane::answer::{Answer, Ticket};
-use lrai_dataplane::check::check;
+use lrai_dataplane::batch::{Batch, Entry, Requests};
+use lrai_dataplane::check::{PerInput, check};
 use lrai_dataplane::dataplane::Dataplane;
 use lrai_dataplane::encode::{OutputView, encode};
 use lrai_dataplane::error::Code;
 use lrai_dataplane::knobs::Knobs;
+use lrai_dataplane::line::{Arrival, LOWEST, Line};
 use lrai_dataplane::models::Model;
 use lrai_dataplane::ragged::{Bucket, Cut, Lengths, Ragged};
 use lrai_dataplane::request::{Data, InferRequest, Input};
+use lrai_dataplane::slab::{Buffer, Slab, Span};
 use lrai_dataplane::tensor::{DType, ModelSpec, Shape, elements};
 use lrai_dataplane::wire::Place;
 use parking_lot::Mutex;
@@ -67,15 +72,15 @@ fn echo(dataplane: &Arc<Dataplane>, key: u64) -> Arc<Mutex<Vec<Vec<i64>>>> {
 #[tokio::test]
 async fn lengths_of_one_bucket_share_a_batch_and_get_their_own_length_back() {
     let (dataplane, key, model) = dataplane(model());
-    let asked = [(1, 3), (2, 1), (1, 4), (3, 7), (1, 8), (1, 9)];
+    let asked = [(1, 3), (2, 1), (1, 2), (3, 7), (1, 8), (1, 9)];
     let tickets: Vec<_> = asked.iter().map(|(rows, length)| submit(&model, *rows, *length)).collect();
     let shapes = echo(&dataplane, key);
     for ((rows, length), ticket) in asked.into_iter().zip(tickets) {
         let expected = (vec![rows, length, 2], floats(&numbers(rows * length * 2)));
         assert_eq!(data(&ticket.answer().await.unwrap()), expected);
     }
-    // The longest is beyond every edge and runs as it is.
-    assert_eq!(*shapes.lock(), [[4, 4, 2], [4, 8, 2], [1, 9, 2]]);
+    // A batch is as long as the longest in it. The last one is beyond every edge and runs as it is.
+    assert_eq!(*shapes.lock(), [[4, 3, 2], [4, 8, 2], [1, 9, 2]]);
 }
 
 #[tokio::test]
@@ -88,10 +93,11 @@ async fn what_a_slot_held_before_is_not_seen_behind_a_short_row() {
         turn.echo();
         true
     });
-    for length in [4, 1] {
-        submit(&model, 1, length).answer().await.unwrap();
+    submit(&model, 1, 4).answer().await.unwrap();
+    for ticket in [1, 3].map(|length| submit(&model, 1, length)) {
+        ticket.answer().await.unwrap();
     }
-    assert_eq!(inputs.lock()[1], floats(&[1., 2., 0., 0., 0., 0., 0., 0.]));
+    assert_eq!(inputs.lock()[1], floats(&[1., 2., 0., 0., 0., 0., 1., 2., 3., 4., 5., 6.]));
 }
 
 #[tokio::test]
@@ -109,6 +115,44 @@ async fn an_output_of_another_length_than_measured_is_an_error() {
 }
 
 #[tokio::test]
+async fn a_poison_is_known_again_by_what_it_is_without_padding() {
+    let (dataplane, key, model) = dataplane(model());
+    let poisoned = || {
+        let data = Data::Raw(floats(&[13., 0., 0., 0.]).into());
+        model.submit(&request(&[1, 2, 2], data))
+    };
+    let tickets = [submit(&model, 1, 1), poisoned().unwrap(), submit(&model, 2, 3)];
+    let shapes = Arc::new(Mutex::new(Vec::new()));
+    let (supervised, seen) = (Arc::clone(&dataplane), Arc::clone(&shapes));
+    let supervisor = tokio::spawn(async move {
+        loop {
+            let seen = Arc::clone(&seen);
+            let (replica, thread) = attach(&supervised, key, move |turn| {
+                seen.lock().push(turn.run.inputs[0].as_ref().unwrap().shape.to_vec());
+                let is_poisoned = turn.input(0).chunks(4).any(|value| value == 13_f32.to_le_bytes());
+                if !is_poisoned {
+                    turn.echo();
+                }
+                !is_poisoned
+            });
+            tokio::task::spawn_blocking(|| thread.join()).await.unwrap().unwrap();
+            supervised.settle(replica, "signal");
+        }
+    });
+    let [short, poison, long] = tickets.map(Ticket::answer);
+    assert_eq!(data(&short.await.unwrap()), (vec![1, 1, 2], floats(&numbers(2))));
+    assert_eq!(poison.await.err().unwrap().code, Code::InvalidArgument);
+    assert_eq!(data(&long.await.unwrap()), (vec![2, 3, 2], floats(&numbers(12))));
+    // What runs again stays as it was.
+    let mut shapes = shapes.lock().clone();
+    shapes.sort();
+    assert_eq!(shapes, [[1, 3, 2], [1, 3, 2], [2, 3, 2], [3, 3, 2], [4, 3, 2]]);
+    let error = poisoned().err().unwrap();
+    assert!(error.message.contains("refused for ten minutes"), "{error}");
+    supervisor.abort();
+}
+
+#[tokio::test]
 async fn a_token_budget_bounds_the_rows_of_a_bucket() {
     let (dataplane, key, model) = dataplane(model());
     model.set_knobs(Knobs { token_budget: 16, ..Knobs::default() });
@@ -119,7 +163,7 @@ async fn a_token_budget_bounds_the_rows_of_a_bucket() {
     }
     let mut shapes = shapes.lock().clone();
     shapes.sort();
-    assert_eq!(shapes, [[1, 4, 2], [1, 8, 2], [2, 8, 2], [4, 4, 2]]);
+    assert_eq!(shapes, [[1, 3, 2], [1, 8, 2], [2, 8, 2], [4, 4, 2]]);
 }
 
 #[tokio::test]
@@ -131,7 +175,7 @@ async fn edges_can_be_set_and_lengths_are_counted_once() {
     for ticket in tickets {
         ticket.answer().await.unwrap();
     }
-    assert_eq!(*shapes.lock(), [[4, 5, 2], [2, 32, 2], [2, 64, 2]]);
+    assert_eq!(*shapes.lock(), [[4, 5, 2], [2, 18, 2], [2, 64, 2]]);
     assert_eq!(model.take_lengths(), [(5, 4), (17, 2), (64, 2)]);
     assert_eq!(model.take_lengths(), []);
 }
@@ -192,7 +236,121 @@ fn places(shape: &[i64], axis: usize, length: i64) -> Vec<usize> {
         .collect()
 }
 
+/// A tensor of a request, padded to `length`.
+fn padded(shape: &[i64], axis: usize, length: i64, values: &[f32]) -> Vec<u8> {
+    let whole = elements(shape).unwrap() / shape[axis] as usize * length as usize;
+    let mut padded = vec![0.0; whole];
+    places(shape, axis, length).iter().zip(values).for_each(|(place, value)| padded[*place] = *value);
+    floats(&padded)
+}
+
+/// An input `[rows, 3, length, 2]`, one `[rows, length]` and one without a length, `[rows, 2]`.
+const INPUTS: [(&[i64], usize); 3] = [(&[0, 3, 0, 2], 2), (&[0, 0], 1), (&[0, 2], 0)];
+
+/// What all requests have in common, that length included.
+fn common(length: u32) -> PerInput<Option<Shape>> {
+    let shape = |(shape, axis): &(&[i64], usize)| {
+        let mut shape = Shape::from_slice(shape);
+        shape[*axis] = if *axis > 0 { length.into() } else { 0 };
+        Some(shape)
+    };
+    INPUTS.iter().map(shape).collect()
+}
+
+/// A batch of requests, each `(rows, length)`, written as the queue does, and their values.
+fn batch(ragged: &Ragged, asked: &[(u32, u32)], edge: u32) -> (Batch, Vec<Vec<f32>>) {
+    let slab = Slab::new(c"test", 1 << 20, 1, true).unwrap();
+    let positions = [6 * edge as usize, edge as usize, 2].map(|count| Some(count * 4));
+    let mut buffer = Buffer::new(slab.take().unwrap(), &positions, 1, 64).unwrap();
+    let (mut entries, mut values) = (Vec::new(), Vec::new());
+    for (rows, length) in asked.iter().copied() {
+        let sizes = positions.map(|bytes| bytes.unwrap() * rows as usize);
+        let (mut regions, spans) = buffer.append(&sizes);
+        for (index, region) in regions.iter_mut().enumerate() {
+            let mut shape = common(length)[index].clone().unwrap();
+            shape[0] = rows.into();
+            let count = elements(&shape).unwrap();
+            let first = values.len() * 1000 + 1;
+            values.push((first..first + count).map(|value| value as f32).collect::<Vec<_>>());
+            let request = request(&shape, Data::Raw(floats(&values[values.len() - 1]).into()));
+            region.bytes().fill(0xff);
+            ragged.fill(index, &request.inputs[0], Bucket { length, edge }, region.bytes()).unwrap();
+        }
+        let (answer, enqueued) = (tokio::sync::oneshot::channel().0, Instant::now());
+        let entry = Entry {
+            rows,
+            length,
+            spans,
+            ready: true,
+            answer,
+            enqueued,
+            deadline: None,
+            account: 0,
+            bytes: 0,
+        };
+        entries.push(entry);
+    }
+    let payload = Requests { id: 1, buffer, shapes: common(edge), entries, losses: 0 };
+    let (rows, now) = (asked.iter().map(|(rows, _)| rows).sum(), Instant::now());
+    let arrival = Arrival { rows, edge, rank: LOWEST, account: 0, now, deadline: None };
+    let mut line = Line::default();
+    line.open(&arrival, 64, payload);
+    let mut batch = line.take(|_| true).unwrap();
+    batch.rows = rows;
+    (batch, values)
+}
+
 proptest! {
+    #[test]
+    fn a_batch_is_shortened_as_if_it_had_been_written_so(
+        asked in proptest::collection::vec((1u32..4, 1u32..40, any::<bool>()), 1..6), more in 0u32..40, is_rerun: bool,
+    ) {
+        let ragged = Ragged { inputs: INPUTS.map(|(_, axis)| axis).into(), ..ragged(2, &[]) };
+        let requests: Vec<_> = asked.iter().map(|(rows, length, _)| (*rows, *length)).collect();
+        let edge = requests.iter().map(|(_, length)| length).max().unwrap() + more;
+        let (mut batch, values) = batch(&ragged, &requests, edge);
+        let hasher = RandomState::new();
+        let digests = |batch: &Batch| -> Vec<u64> {
+            let Requests { entries, .. } = &batch.payload;
+            entries.iter().map(|entry| batch.payload.digest(entry, Some(&ragged), &hasher)).collect()
+        };
+        // Some have gone meanwhile; the first one has not.
+        let gone: Vec<_> = asked.iter().enumerate().filter(|(index, ask)| *index > 0 && ask.2).collect();
+        let starts: Vec<_> = gone.iter().map(|(index, _)| batch.payload.entries[*index].spans[0]).collect();
+        prop_assert_eq!(batch.remove(|entry| starts.contains(&entry.spans[0])).len(), gone.len());
+        let kept = || (0..asked.len()).filter(|index| !gone.iter().any(|(other, _)| other == index));
+        let before = digests(&batch);
+        if is_rerun {
+            batch.rank = 0;
+        }
+        batch.shorten(&ragged);
+        prop_assert_eq!(digests(&batch), before);
+
+        let longest = kept().map(|index| requests[index].1).max().unwrap();
+        let length = if is_rerun { edge } else { longest.next_multiple_of((edge / 16).max(1)).min(edge) };
+        let run = batch.payload.run(batch.rows, true, 0);
+        for (input, place) in run.inputs.iter().enumerate() {
+            let place = place.as_ref().unwrap();
+            let mut shape = common(length)[input].clone().unwrap();
+            shape[0] = batch.rows.into();
+            prop_assert_eq!(&place.shape, &shape);
+            let mut expected = Vec::new();
+            for (entry, index) in kept().enumerate() {
+                let mut own = common(requests[index].1)[input].clone().unwrap();
+                own[0] = requests[index].0.into();
+                let (axis, values) = (INPUTS[input].1, &values[index * INPUTS.len() + input]);
+                let whole = if axis > 0 { padded(&own, axis, length.into(), values) } else { floats(values) };
+                let span = batch.payload.entries[entry].spans[input];
+                prop_assert_eq!(batch.payload.buffer.bytes(span), &whole[..]);
+                expected.extend(whole);
+            }
+            let start = batch.payload.entries[0].spans[input].start;
+            prop_assert_eq!(place.offset, start as u64);
+            prop_assert_eq!(place.byte_len, expected.len() as u64);
+            prop_assert_eq!(batch.payload.buffer.bytes(Span { start, len: expected.len() }), &expected[..]);
+        }
+    }
+
     #[test]
     fn rows_are_padded_and_cut_as_element_by_element((shape, axis, edge) in shapes(), is_json: bool) {
         let ragged = ragged(axis, &[edge]);
@@ -205,12 +363,10 @@ proptest! {
         let bucket = Lengths::default().pad(&ragged, &mut checked, &[], 1 << 20).unwrap();
         prop_assert_eq!(bucket, Bucket { length: shape[axis] as u32, edge });
 
-        let places = places(&shape, axis, edge.into());
-        let mut expected = vec![0.0; checked.max_bytes[0] / 4];
-        places.iter().zip(&values).for_each(|(place, value)| expected[*place] = *value);
+        let expected = padded(&shape, axis, edge.into(), &values);
         let mut out = vec![0xff; checked.max_bytes[0]];
         prop_assert_eq!(ragged.fill(0, &request.inputs[0], bucket, &mut out).unwrap(), out.len());
-        prop_assert_eq!(&out, &floats(&expected));
+        prop_assert_eq!(&out, &expected);
 
         let mut padded = Shape::from_slice(&shape);
         padded[axis] = edge.into();

@@ -93,11 +93,10 @@ class Ragged:
 
 
 def first_edges(longest: int, multiple: int = 0) -> tuple[int, ...]:
-    """Return the edges of the buckets until they are learnt: powers of two, or multiples."""
-    step = multiple or _FIRST_EDGE
-    edges = [step]
+    """Return the edges of the buckets until they are learnt: two in each doubling, or multiples."""
+    edges = [multiple, multiple * 2] if multiple else [_FIRST_EDGE, _FIRST_EDGE * 3 // 2]
     while edges[-1] < longest:
-        edges.append(edges[-1] + step if multiple else edges[-1] * 2)
+        edges.append(edges[-1] + multiple if multiple else edges[-2] * 2)
     return (*(edge for edge in edges if edge < longest), longest)
 
 

@@ -143,7 +143,7 @@ def test_a_graph_that_does_not_run_on_generated_inputs_is_not_padded(load):
 def test_an_encoder_with_a_mask_is_padded_as_far_as_its_table_of_positions(tmp_path):
     spec = BackendSpec(str(encoder(tmp_path / "e.onnx", longest=100)), padding=Padding("auto"))
     found = OrtBackend(spec).signature.ragged
-    assert found == Ragged((1, 1), (Cut(1, 1, 0), Cut()), (16, 32, 64), 64, "")
+    assert found == Ragged((1, 1), (Cut(1, 1, 0), Cut()), (16, 24, 32, 48, 64), 64, "")
 
 
 def test_an_encoder_that_ignores_its_mask_is_found_out(tmp_path):
@@ -160,8 +160,9 @@ def test_successors_are_alike_although_only_the_first_has_measured(tmp_path):
     assert first == OrtBackend(BackendSpec(path)).signature
 
 
-def test_first_edges_are_powers_of_two_or_multiples_up_to_the_longest():
-    assert first_edges(100) == (16, 32, 64, 100)
-    assert first_edges(64) == (16, 32, 64)
+def test_first_edges_are_two_in_each_doubling_or_multiples_up_to_the_longest():
+    assert first_edges(100) == (16, 24, 32, 48, 64, 96, 100)
+    assert first_edges(64) == (16, 24, 32, 48, 64)
+    assert first_edges(20) == (16, 20)
     assert first_edges(9) == (9,)
     assert first_edges(200, 64) == (64, 128, 192, 200)
