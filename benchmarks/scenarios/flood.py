@@ -1,0 +1,267 @@
+"""A light model beside a flooded neighbour, and a transformer at three times its capacity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks import open_loop, processes
+from benchmarks.bench import LATENCY_COLUMNS, WARM_UP_S, Bench, Sample, check_answers, latency_cells
+from benchmarks.load import Load, LoadResult
+from benchmarks.models import model_path
+from benchmarks.open_loop import Schedule, Timed
+from benchmarks.payloads import payload
+from benchmarks.report import Goal, Section, Spread, Table
+from benchmarks.versus.base import Peer, PeerError, Served
+from benchmarks.versus.epoll import EpollPeer
+from benchmarks.versus.lrai import LraiPeer
+
+RATE, CONNECTIONS = 500.0, 8
+CLOSED_CONNECTIONS = 8
+"""Enough for the transformer's largest useful batch on a few cores, too few to miss the goal."""
+GOAL_MS, OVERLOAD, LEAST_SHARE, REFUSED_P95_MS = 200.0, 3.0, 0.95, 5.0
+OPEN_CONNECTIONS = 256
+OK, UNAVAILABLE = 200, 503
+
+
+@dataclass(frozen=True)
+class Flood:
+    """A neighbour in a closed loop, and what the quiet model is promised beside it."""
+
+    model: str
+    connections: int
+    limit_ms: float
+    """p99."""
+
+    @property
+    def text(self) -> str:
+        """As tables name it."""
+        return f"{self.model}, {self.connections} connections"
+
+
+FLOODS = (
+    Flood("mlp_flooded", 64, 3.0),
+    Flood("mlp_flooded", 256, 6.0),
+    Flood("transformer", CLOSED_CONNECTIONS, 5.0),
+)
+HOW = f"""One lrai with default settings serves two copies of the MLP and the transformer. One
+MLP gets {RATE:.0f} JSON requests/s at scheduled times over {CONNECTIONS} connections, alone and
+beside a neighbour in a closed loop (JSON for the MLP, the binary extension for the transformer)
+that starts before and ends after. In the same round the same requests go to the bare C server,
+a process of its own that has nothing else to do, beside the same flood of the same lrai: a limit
+that it breaks too is void, for then the machine decided. A second lrai serves the transformer
+with --latency-goal {GOAL_MS:.0f}ms: {CLOSED_CONNECTIONS} connections in a closed loop measure its
+capacity, then {OVERLOAD:.0f} times that come at equal distances over {OPEN_CONNECTIONS}
+connections, from a client that times refusals too (open_loop.py). All times count from when a
+request was due; the first {WARM_UP_S:.0f} s of every cell does not count. All clients share the
+cores with the servers."""
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """The quiet model's server, beside a flood or (None) alone."""
+
+    peer: str
+    flood: Flood | None
+    quiet: Sample
+    flooding: LoadResult | None
+
+
+@dataclass(frozen=True)
+class _Overload:
+    """The transformer above its capacity."""
+
+    capacity: LoadResult
+    asked: float
+    """Requests/s."""
+    in_time: float
+    """Answers within the goal, per second."""
+    answered: float
+    refused: float
+    lost: int
+    """Requests that got neither an answer nor a refusal."""
+    answer_p99_ms: float
+    refusal_p50_ms: float
+    refusal_p95_ms: float
+    waited_p95_ms: float
+    """From due to sent: the client's own delay, part of the other times."""
+    steal_percent: float
+
+    @property
+    def share(self) -> float:
+        """Of the capacity."""
+        return self.in_time / self.capacity.rate
+
+
+def run(bench: Bench) -> Section:
+    """First the floods, then, on a server of its own, the overload."""
+    cells = _floods(bench)
+    overloads = _overloads(bench)
+    return Section(
+        "flood",
+        "A light model beside a flood, and a heavy one above its capacity",
+        HOW,
+        [_flood_table(cells), _overload_table(overloads)],
+        [*(_flood_goal(cells, flood) for flood in FLOODS), *_overload_goals(overloads)],
+        bench.notes,
+        {"floods": cells, "overloads": overloads},
+    )
+
+
+def _floods(bench: Bench) -> list[_Cell]:
+    mlp = bench.served("mlp")
+    copy = Served("mlp_flooded", mlp.path, mlp.threads)
+    cells = []
+    with ExitStack() as stack:
+        served = [mlp, copy, bench.served("transformer")]
+        lrai = stack.enter_context(LraiPeer(bench.cache).start(served))
+        for model in ("mlp", "transformer"):
+            check_answers(lrai, model, bench.loop(model).answer())
+        peers: list[Peer] = [lrai]
+        if "epoll" in bench.peers:
+            try:
+                peers.append(stack.enter_context(EpollPeer(bench.cache).start([mlp])))
+            except PeerError as error:
+                bench.notes.append(f"without the C server: {str(error).splitlines()[0]}")
+        for _ in range(bench.rounds):
+            quiet = bench.measure(lrai, _quiet(bench, lrai))
+            cells.append(_Cell(lrai.name, None, quiet, None))
+            cells += [_beside(bench, peer, lrai, flood) for flood in FLOODS for peer in peers]
+    return cells
+
+
+def _quiet(bench: Bench, peer: Peer) -> Load:
+    return Load(peer.address("json"), payload("mlp", "json"), CONNECTIONS, bench.seconds, RATE)
+
+
+def _beside(bench: Bench, peer: Peer, lrai: Peer, flood: Flood) -> _Cell:
+    """The peer's latencies while lrai is flooded."""
+    if flood.model == "transformer":
+        request = payload(flood.model, "binary")
+    else:
+        request = payload("mlp", "json", served_as=flood.model)
+    seconds = bench.seconds + 2 * WARM_UP_S
+    load = Load(lrai.address(request.face), request, flood.connections, seconds)
+    with ThreadPoolExecutor(1) as pool:
+        flooding = pool.submit(bench.client.send, load)
+        quiet = bench.measure(peer, _quiet(bench, peer))
+        return _Cell(peer.name, flood, quiet, flooding.result())
+
+
+def _overloads(bench: Bench) -> list[_Overload]:
+    model = Served("transformer", model_path(bench.cache, "transformer"), 0)
+    with LraiPeer(bench.cache, [f"--latency-goal={GOAL_MS:.0f}ms"]).start([model]) as peer:
+        check_answers(peer, model.name, bench.loop(model.name).answer())
+        return [_overload(bench, peer) for _ in range(bench.rounds)]
+
+
+def _overload(bench: Bench, peer: Peer) -> _Overload:
+    request = payload("transformer", "binary")
+    capacity = bench.sample(peer, request, CLOSED_CONNECTIONS).load
+    asked = OVERLOAD * capacity.rate
+    address, seconds = peer.address("binary"), WARM_UP_S + bench.seconds
+    raw = request.http_request(address)
+    machine = processes.cpu_times()
+    found = open_loop.send(Schedule(address, raw, OPEN_CONNECTIONS, asked, seconds))
+    steal = processes.cpu_times().since(machine).stolen_percent
+    counted = [timed for timed in found if timed.due_s >= WARM_UP_S]
+    answers = _times(counted, OK)
+    refusals = _times(counted, UNAVAILABLE)
+    return _Overload(
+        capacity,
+        asked,
+        in_time=sum(time <= GOAL_MS for time in answers) / bench.seconds,
+        answered=len(answers) / bench.seconds,
+        refused=len(refusals) / bench.seconds,
+        lost=len(counted) - len(answers) - len(refusals),
+        answer_p99_ms=_percentile(answers, 99),
+        refusal_p50_ms=_percentile(refusals, 50),
+        refusal_p95_ms=_percentile(refusals, 95),
+        waited_p95_ms=_percentile([timed.waited_ms for timed in counted], 95),
+        steal_percent=steal,
+    )
+
+
+def _times(found: Sequence[Timed], status: int) -> list[float]:
+    return [timed.answered_ms for timed in found if timed.status == status]
+
+
+def _percentile(times: Sequence[float], percent: float) -> float:
+    """Infinite where there is nothing to rank: no promise about it holds."""
+    return float(np.percentile(times, percent)) if times else math.inf
+
+
+def _flood_table(cells: Sequence[_Cell]) -> Table:
+    groups: dict[tuple[str, Flood | None], list[_Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.peer, cell.flood), []).append(cell)
+    rows = []
+    for (peer, flood), own in groups.items():
+        rates = [cell.flooding.rate for cell in own if cell.flooding is not None]
+        rows.append(
+            [
+                f"{peer}, beside {flood.text}" if flood else f"{peer}, alone",
+                *latency_cells([cell.quiet.load for cell in own]),
+                Spread.of(rates).text() if rates else "-",
+                Spread.of([cell.quiet.steal_percent for cell in own]).text(2),
+            ]
+        )
+    columns = [f"MLP at {RATE:.0f}/s", *LATENCY_COLUMNS, "neighbour requests/s", "steal %"]
+    return Table("Beside a flood", columns, rows)
+
+
+def _flood_goal(cells: Sequence[_Cell], flood: Flood) -> Goal:
+    def p99(peer: str) -> list[float]:
+        own = [cell for cell in cells if (cell.peer, cell.flood) == (peer, flood)]
+        return [cell.quiet.load.p99_ms for cell in own]
+
+    found, control = Spread.of(p99("lrai")), p99("epoll")
+    measured = f"{found.text(2)} ms"
+    holds: bool | None = found.median <= flood.limit_ms
+    if control:
+        bare = Spread.of(control)
+        measured += f"; the bare C server beside it: {bare.text(2)} ms"
+        if not holds and bare.median > flood.limit_ms:
+            holds = None
+    text = f"MLP at {RATE:.0f}/s beside {flood.text}: p99 at most {flood.limit_ms:.0f} ms"
+    return Goal(text, measured, holds)
+
+
+def _overload_table(overloads: Sequence[_Overload]) -> Table:
+    def row(found: _Overload) -> list[str]:
+        rates = (found.capacity.rate, found.asked, found.in_time, found.answered, found.refused)
+        times = (found.answer_p99_ms, found.refusal_p50_ms, found.refusal_p95_ms)
+        return [
+            *(f"{rate:.1f}" for rate in rates),
+            str(found.lost),
+            *(f"{time:.2f}" for time in (*times, found.waited_p95_ms)),
+            f"{found.steal_percent:.2f}",
+        ]
+
+    columns = ["capacity/s", "asked/s", "in time/s", "answered/s", "refused/s", "lost"]
+    times = ["answers p99 ms", "refusals p50 ms", "refusals p95 ms", "sent late p95 ms"]
+    rows = [[str(index + 1), *row(found)] for index, found in enumerate(overloads)]
+    return Table("The transformer above its capacity", ["round", *columns, *times, "steal %"], rows)
+
+
+def _overload_goals(overloads: Sequence[_Overload]) -> list[Goal]:
+    share = Spread.of([found.share for found in overloads])
+    refusal = Spread.of([found.refusal_p95_ms for found in overloads])
+    what = f"transformer at {OVERLOAD:.0f} times its capacity, latency goal {GOAL_MS:.0f} ms"
+    return [
+        Goal(
+            f"{what}: answers within the goal at least {LEAST_SHARE} of the capacity",
+            share.text(3),
+            share.median >= LEAST_SHARE,
+        ),
+        Goal(
+            f"{what}: p95 of refusals below {REFUSED_P95_MS:.0f} ms",
+            f"{refusal.text(2)} ms",
+            refusal.median < REFUSED_P95_MS,
+        ),
+    ]
