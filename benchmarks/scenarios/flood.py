@@ -8,7 +8,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from benchmarks import overload
-from benchmarks.bench import LATENCY_COLUMNS, WARM_UP_S, Bench, Sample, check_answers, latency_cells
+from benchmarks.bench import (
+    LATENCY_COLUMNS,
+    WARM_UP_S,
+    Bench,
+    Sample,
+    batch_counts,
+    check_answers,
+    latency_cells,
+)
 from benchmarks.load import Load, LoadResult
 from benchmarks.overload import (
     CLOSED_CONNECTIONS,
@@ -69,6 +77,8 @@ class _Cell:
     flood: Flood | None
     quiet: Sample
     flooding: LoadResult | None
+    rows_per_batch: float = 0.0
+    """Of the neighbour."""
 
 
 class Promising(LraiPeer):
@@ -133,10 +143,14 @@ def _beside(bench: Bench, peer: Peer, lrai: Peer, flood: Flood) -> _Cell:
         request = payload("mlp", "json", served_as=flood.model)
     seconds = bench.seconds + 2 * WARM_UP_S
     load = Load(lrai.address(request.face), request, flood.connections, seconds)
+    rows, batches = batch_counts(lrai, flood.model)
     with ThreadPoolExecutor(1) as pool:
         flooding = pool.submit(bench.client.send, load)
         quiet = bench.measure(peer, _quiet(bench, peer))
-        return _Cell(peer.name, flood, quiet, flooding.result())
+        flooded = flooding.result()
+    more_rows, more_batches = batch_counts(lrai, flood.model)
+    size = (more_rows - rows) / max(1, more_batches - batches)
+    return _Cell(peer.name, flood, quiet, flooded, size)
 
 
 def _flood_table(cells: Sequence[_Cell]) -> Table:
@@ -151,14 +165,16 @@ def _flood_table(cells: Sequence[_Cell]) -> Table:
                 f"{peer}, beside {flood.text}" if flood else f"{peer}, alone",
                 *latency_cells([cell.quiet.load for cell in own]),
                 Spread.of(rates).text() if rates else "-",
+                Spread.of([cell.rows_per_batch for cell in own]).text(1) if rates else "-",
                 Spread.of([cell.quiet.steal_percent for cell in own]).text(2),
                 Spread.of([cell.quiet.other_cores for cell in own]).text(2)
                 if peer == "lrai"
                 else "-",
             ]
         )
-    columns = [f"MLP at {RATE:.0f}/s", *LATENCY_COLUMNS, "neighbour requests/s", "steal %"]
-    return Table("Beside a flood", [*columns, "other work, cores"], rows)
+    neighbour = ["neighbour requests/s", "its rows per batch"]
+    columns = [f"MLP at {RATE:.0f}/s", *LATENCY_COLUMNS, *neighbour, "steal %", "other work, cores"]
+    return Table("Beside a flood", columns, rows)
 
 
 def _flood_goal(cells: Sequence[_Cell], flood: Flood) -> Goal:
