@@ -16,7 +16,17 @@ from benchmarks.bench import Bench
 from benchmarks.load import Client, LoadError, NativeClient, WrkClient
 from benchmarks.models import add_cache_argument
 from benchmarks.report import Section, environment, write
-from benchmarks.scenarios import closed, crowd, footprint, heavy, many, noise, policies, steady
+from benchmarks.scenarios import (
+    closed,
+    crowd,
+    flood,
+    footprint,
+    heavy,
+    many,
+    noise,
+    policies,
+    steady,
+)
 from benchmarks.versus import PEERS
 from benchmarks.versus.base import PeerError
 
@@ -29,6 +39,7 @@ SCENARIOS: dict[str, Callable[[Bench], Section]] = {
     "many": many.run,
     "crowd": crowd.run,
     "policies": policies.run,
+    "flood": flood.run,
 }
 
 
