@@ -25,6 +25,8 @@ _DEAR: Final = 1.25
 _NEWS: Final = 0.1
 _REPLAN_S: Final = 1.0
 _PROBE_S: Final = 60.0
+# A full batch that is over so soon delays nobody, so a noisy look must not make it smaller.
+_QUICK_S: Final = 0.005
 _MOST_LATE: Final = 0.005
 _MOST_MARGIN: Final = 0.5
 
@@ -103,6 +105,8 @@ class ModelBased(Policy):
         goal_s = self.target.goal_s
         if goal_s is None or not self.is_reachable:
             self.plan = None
+            if table_s[-1] < _QUICK_S:
+                cap = self._cap = self.target.max_rows
             self._knobs = Knobs(cap=cap)
             return
         cap = self._cap = _within(table_s, cap, goal_s)

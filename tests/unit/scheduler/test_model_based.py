@@ -58,6 +58,11 @@ def test_settles_on_single_rows_where_batches_do_not_pay(goal_s: float | None) -
     assert "one row" in policy.why()
 
 
+def test_a_full_batch_that_is_quick_is_never_made_smaller_without_a_goal() -> None:
+    assert knobs_of(taught(Target(None, 64), 0.0, 20e-6)).cap == 64
+    assert knobs_of(taught(Target(None, 64), 0.0, 420e-6)).cap == 1
+
+
 def test_looks_again_whether_larger_batches_pay() -> None:
     policy = taught(Target(None, 32), 10e-6, 420e-6, rate=1_000)
     single = samples({1: 430e-6}, 100)
