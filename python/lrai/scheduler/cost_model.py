@@ -28,13 +28,17 @@ _KNOWN: Final = 8.0
 # What is left of a bucket's weight after a tick.
 _FADE: Final = 0.95
 _EXACT_ROWS: Final = 16
+# Few batches that were held up for long make the spread of all as large as one likes.
+_MOST_SPREAD: Final = 64.0
+# What was not run is not taken for more times slower or faster than when it last was.
+_MOST_CHANGE: Final = 4.0
 
 
 class _Cell:
     """Batches of about one size."""
 
     __slots__ = (
-        *("mean_s", "rows", "seen_s", "typical_s", "variance_s2", "weight"),
+        *("mean_s", "measured_s", "rows", "seen_s", "typical_s", "variance_s2", "weight"),
         *("new", "new_rows", "new_s", "new_s2"),
     )
 
@@ -42,6 +46,8 @@ class _Cell:
         self.weight, self.rows, self.mean_s, self.variance_s2, self.seen_s = plain
         self.typical_s = _typical(self.mean_s, self.variance_s2)
         """The median, were times log-normal: batches that a busy machine held up move it little."""
+        self.measured_s = self.mean_s
+        """The mean when it was last run; `scale` keeps near to it."""
         self.new = self.new_rows = 0
         self.new_s = self.new_s2 = 0.0
 
@@ -65,7 +71,7 @@ class _Cell:
         self.variance_s2 += share * (spread_s2 - self.variance_s2) + between_s2
         self.mean_s += share * gap_s
         self.rows += share * (self.new_rows / new - self.rows)
-        self.weight, self.seen_s = old + new, now_s
+        self.weight, self.seen_s, self.measured_s = old + new, now_s, self.mean_s
         self.typical_s = _typical(self.mean_s, self.variance_s2)
         self.new = self.new_rows = 0
         self.new_s = self.new_s2 = 0.0
@@ -77,7 +83,10 @@ class _Cell:
 
     def scale(self, factor: float) -> None:
         """Take all batches as if they had taken `factor` times as long, with less certainty."""
-        self.weight *= _CERTAINTY
+        # However often: it remains better known than what was never run.
+        self.weight = max(_CERTAINTY * self.weight, min(self.weight, 1.0))
+        most, least = _MOST_CHANGE * self.measured_s, self.measured_s / _MOST_CHANGE
+        factor = min(max(factor * self.mean_s, least), most) / self.mean_s
         self.mean_s *= factor
         self.typical_s *= factor
         self.variance_s2 *= factor * factor
@@ -280,7 +289,7 @@ class ServiceModel:
 
 
 def _typical(mean: float, variance: float) -> float:
-    return mean / sqrt(1 + variance / (mean * mean)) if mean else 0.0
+    return mean / sqrt(1 + min(variance / (mean * mean), _MOST_SPREAD)) if mean else 0.0
 
 
 def _cell_of(rows: int) -> int:

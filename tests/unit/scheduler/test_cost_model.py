@@ -108,3 +108,17 @@ def test_busiest_bucket_is_where_the_time_goes() -> None:
         model.update(samples({4: 1e-3}, 30, edge=64), tick / 10)
     assert model.busiest()[0] == 64
     assert model.busiest()[1] == pytest.approx(1, abs=0.01)
+
+
+def test_what_was_not_run_stays_near_to_what_it_took() -> None:
+    model = ServiceModel(64)
+    rng = random.Random(1)
+    learn = lambda sizes, now_s: model.update(samples(sizes, 0), now_s)  # noqa: E731
+    learn({rows: [40e-6 + 1e-6 * rows] * 50 for rows in (1, 8, 64)}, 0.0)
+    for tick in range(2000):
+        # One row at a time, some of them held up by a busy machine.
+        held_up = [4e-3] * rng.choice([0, 0, 1, 5, 20])
+        learn({1: [rng.uniform(30e-6, 50e-6) for _ in range(100)] + held_up}, tick / 10)
+        model.fit(tick / 10)
+    assert 10e-6 < model.predict(1)[0] < 400e-6
+    assert 20e-6 < model.predict(64)[0] < 1e-3
