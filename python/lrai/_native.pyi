@@ -12,7 +12,6 @@ __all__ = [
     "Mailbox",
     "NativeError",
     "Simulator",
-    "Window",
     "__version__",
     "parse_model_config",
     "run_load",
@@ -85,10 +84,11 @@ class Gateway:
         microseconds], ...], "edges", "token_budget"}`; NativeError names a field that is not one.
         """
 
-    def observe(self) -> list[Window]:
-        """Return the counters of every model that had traffic since the last call, or has some.
+    def observe(self) -> str:
+        """Return the numbers of every model that had traffic since the last call, or has some.
 
-        What a Window tells "since the last look" is since this was called last, by whomever.
+        JSON list of Observed; what it tells "since the last look" is since this was called last,
+        by whomever.
         """
 
     def answer(self, ticket: int, code: str, message: str) -> None:
@@ -104,88 +104,15 @@ class Gateway:
         """Close everything and join the threads."""
 
 @final
-class Window:
-    """Counters of one model since the start, if nothing else is said; plain numbers."""
-
-    @property
-    def key(self) -> int: ...
-    @property
-    def pending(self) -> int: ...
-    @property
-    def inflight_age_ms(self) -> list[tuple[int, int]]: ...
-    @property
-    def requests(self) -> int:
-        """Admitted requests."""
-
-    @property
-    def rows_in(self) -> int:
-        """Their rows."""
-
-    @property
-    def burst_rows(self) -> int:
-        """Most rows that were admitted in any 10 ms since the last look."""
-
-    @property
-    def queue_age_us(self) -> int:
-        """Age of the oldest waiting request now, in microseconds."""
-
-    @property
-    def replicas(self) -> int:
-        """Replicas that take batches now."""
-
-    @property
-    def service(self) -> list[tuple[int, int, int, int, int]]:
-        """Batches since the last look: bucket edge, rows, count, sum in us, sum of squares in us^2.
-
-        A time is what the batch took at its replica, as the gateway saw it.
-        """
-
-    @property
-    def lengths(self) -> list[tuple[int, int]]:
-        """Rows of a ragged model's requests since the last look: length, rows."""
-
-    @property
-    def batches(self) -> int: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def busy_ns(self) -> int:
-        """Sum of the times that batches took at their replicas, in nanoseconds."""
-
-    @property
-    def compute_bounds_us(self) -> list[int]: ...
-    @property
-    def compute_counts(self) -> list[int]: ...
-    @property
-    def latency_bounds_us(self) -> list[int]:
-        """Upper bounds of the latency buckets; the last bucket, which has none, is one more."""
-
-    @property
-    def latency_counts(self) -> list[int]:
-        """Answered requests by latency, from request complete to answer begun."""
-
-    @property
-    def late(self) -> int:
-        """Requests answered after their deadline."""
-
-    @property
-    def refused_late(self) -> int:
-        """Requests refused because their answer would have come after their deadline."""
-
-@final
 class Mailbox:
     """The actor's end of a link: waits for batches, hands back rows, without the GIL."""
 
     def __new__(cls, link_fd: int) -> Mailbox:
-        """Wait for ATTACH, then map the slabs; takes the descriptor."""
+        """Wait for ATTACH; takes the descriptor."""
 
     @property
-    def input(self) -> memoryview:
-        """The input slab, read-only."""
-
-    @property
-    def output(self) -> memoryview:
-        """The output slab of this replica."""
+    def slab_fds(self) -> tuple[int, int]:
+        """Descriptors of the input slab, which can only be read, and of this replica's output."""
 
     @property
     def output_slot_bytes(self) -> int:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,8 @@ class FakeNative:
     def set_knobs(self, key: int, knobs: str) -> None:
         self.knobs[key] = json.loads(knobs)
 
-    def observe(self) -> list[Any]:
-        return self.windows
+    def observe(self) -> str:
+        return json.dumps([asdict(window) for window in self.windows])
 
     def answer(self, ticket: int, code: str, message: str) -> None:
         self.answers[ticket] = (code, message)

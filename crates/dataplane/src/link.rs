@@ -5,7 +5,6 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use memmap2::{MmapOptions, MmapRaw};
 use rustix::cmsg_space;
 use rustix::io::{Errno, ioctl_fionbio, retry_on_intr};
 use rustix::net::{
@@ -101,15 +100,15 @@ impl LinkReader {
 pub struct Mailbox {
     link: Link,
     /// The input slab, which can only be read.
-    pub input: MmapRaw,
+    pub input: OwnedFd,
     /// The output slab.
-    pub output: MmapRaw,
+    pub output: OwnedFd,
     /// Length of one output slot.
     pub output_slot_bytes: u64,
 }
 
 impl Mailbox {
-    /// Waits for the slabs and maps them. `None` if the gateway closed the link instead.
+    /// Waits for the slabs. `None` if the gateway closed the link instead.
     pub fn open(link: OwnedFd) -> io::Result<Option<Self>> {
         let link = Link::new(link, false)?;
         let (mut buffer, mut space) = ([0; 64], [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))]);
@@ -128,8 +127,6 @@ impl Mailbox {
         else {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the first message is not ATTACH"));
         };
-        let input = MmapOptions::new().map_raw_read_only(&input)?;
-        let output = MmapOptions::new().map_raw(&output)?;
         Ok(Some(Self { link, input, output, output_slot_bytes }))
     }
 

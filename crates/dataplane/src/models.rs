@@ -16,7 +16,6 @@ use crate::check::{Checked, PerInput, check};
 use crate::error::{Error, Result};
 use crate::events::{Event, Events};
 use crate::faces::guard;
-use crate::faces::observation::Observed;
 use crate::fill::fill;
 use crate::knobs::Knobs;
 use crate::link::{Link, LinkReader};
@@ -269,20 +268,9 @@ impl Model {
         self.dispatch(&mut queue, Instant::now());
     }
 
-    /// The lengths of a ragged model's requests since the last call, each with its rows.
-    pub fn take_lengths(&self) -> Vec<(u32, u64)> {
-        let ragged = self.spec.ragged.as_ref();
-        ragged.map_or_else(Vec::new, |ragged| self.queue.lock().lengths.take(ragged))
-    }
-
     /// Whether requests are answered now, or will be within a restart.
     pub fn is_ready(&self) -> bool {
         self.queue.lock().is_serving()
-    }
-
-    /// What the control plane looks at; see [`Queue::observe`].
-    pub fn observe(&self) -> Option<Observed> {
-        self.queue.lock().observe(Instant::now())
     }
 }
 

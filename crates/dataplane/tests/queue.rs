@@ -289,12 +289,11 @@ async fn an_actor_cannot_write_its_inputs_or_resize_its_outputs() {
     let ticket = submit(&model, 1, &row(1.)).unwrap();
     attach(&dataplane, key, |turn| {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-        let address = format!("{:x}-", turn.mailbox.input.as_ptr() as usize);
+        let address = format!("{:x}-", turn.slabs.input.as_ptr() as usize);
         let line = maps.lines().find(|line| line.starts_with(&address)).unwrap();
         assert!(line.contains("r--s"), "{line}");
         // SAFETY: plain system calls on the mapping's own range; they must fail.
-        let denied =
-            unsafe { libc::mprotect(turn.mailbox.input.as_mut_ptr().cast(), 4096, libc::PROT_WRITE) };
+        let denied = unsafe { libc::mprotect(turn.slabs.input.as_mut_ptr().cast(), 4096, libc::PROT_WRITE) };
         assert_eq!(denied, -1);
         turn.echo();
         true
@@ -336,9 +335,10 @@ async fn a_removed_model_answers_what_it_has_and_then_says_so() {
     dataplane.attach(key, ours).unwrap();
     std::thread::spawn(move || {
         let mailbox = lrai_dataplane::link::Mailbox::open(theirs).unwrap().unwrap();
+        let slabs = support::Slabs::map(&mailbox);
         mailbox.ready().unwrap();
         while let Ok(Some(run)) = mailbox.receive() {
-            support::Turn { mailbox: &mailbox, run: &run }.echo();
+            support::Turn { mailbox: &mailbox, slabs: &slabs, run: &run }.echo();
         }
     });
     assert_eq!(data(&ticket.answer().await.unwrap()).1, row(1.));

@@ -1,4 +1,4 @@
-//! The serving side: cold paths cross as JSON text, numbers as frozen classes.
+//! The serving side: what crosses here is cold, and JSON text.
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -7,11 +7,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use lrai_dataplane::config::Config;
 use lrai_dataplane::dataplane::Dataplane;
 use lrai_dataplane::error::Error;
-use lrai_dataplane::faces::observation::latency_bounds_us;
 use lrai_dataplane::knobs::Knobs;
 use lrai_dataplane::listen::{self, Running};
-use lrai_dataplane::models::Model;
-use lrai_dataplane::stats::Refusal;
 use pyo3::prelude::*;
 
 use crate::refuse;
@@ -21,30 +18,6 @@ use crate::refuse;
 pub struct Gateway {
     dataplane: Arc<Dataplane>,
     running: std::sync::Mutex<Option<Running>>,
-}
-
-/// Python representation of one model's numbers.
-#[pyclass(module = "lrai._native", frozen, get_all)]
-pub struct Window {
-    key: u64,
-    pending: u32,
-    inflight_age_ms: Vec<(u64, u64)>,
-    requests: u64,
-    rows_in: u64,
-    burst_rows: u32,
-    queue_age_us: u64,
-    replicas: u32,
-    service: Vec<(u32, u32, u64, u64, u64)>,
-    lengths: Vec<(u32, u64)>,
-    batches: u64,
-    rows: u64,
-    busy_ns: u64,
-    compute_bounds_us: Vec<u64>,
-    compute_counts: Vec<u64>,
-    latency_bounds_us: Vec<u64>,
-    latency_counts: Vec<u64>,
-    late: u64,
-    refused_late: u64,
 }
 
 impl Gateway {
@@ -118,34 +91,10 @@ impl Gateway {
         self.dataplane.set_knobs(key, Knobs::parse(knobs).map_err(refuse)?).map_err(refuse)
     }
 
-    fn observe(&self) -> Vec<Window> {
-        let window = |model: &Arc<Model>| {
-            let observed = model.observe()?;
-            let snapshot = model.stats.snapshot();
-            let compute = snapshot.compute_duration;
-            Some(Window {
-                key: model.key,
-                pending: observed.pending,
-                inflight_age_ms: observed.inflight_age_ms,
-                requests: observed.requests,
-                rows_in: observed.rows,
-                burst_rows: observed.burst_rows,
-                queue_age_us: observed.queue_age.as_micros() as u64,
-                replicas: observed.replicas,
-                service: observed.served,
-                lengths: model.take_lengths(),
-                batches: snapshot.execution_count,
-                rows: snapshot.inference_count,
-                busy_ns: compute.sum,
-                compute_bounds_us: compute.bounds.iter().map(|ns| ns / 1000).collect(),
-                compute_counts: compute.buckets,
-                latency_bounds_us: latency_bounds_us(),
-                latency_counts: snapshot.latency_counts,
-                late: snapshot.late,
-                refused_late: snapshot.refused[Refusal::Late as usize],
-            })
-        };
-        self.dataplane.known().iter().filter_map(window).collect()
+    fn observe(&self) -> PyResult<String> {
+        let known = self.dataplane.known();
+        let observed: Vec<_> = known.iter().filter_map(|model| model.observe()).collect();
+        serde_json::to_string(&observed).map_err(refuse)
     }
 
     fn answer(&self, ticket: u64, code: &str, message: String) -> PyResult<()> {

@@ -31,7 +31,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(parse_model_config, module)?)?;
     loadgen::register(module)?;
     module.add_class::<gateway::Gateway>()?;
-    module.add_class::<gateway::Window>()?;
     module.add_class::<mailbox::Mailbox>()?;
     module.add_class::<simulator::Simulator>()?;
     module.add_class::<mailbox::Batch>()

@@ -21,7 +21,7 @@ from lrai.actors.limits import (
     private_bytes,
     raise_oom_score,
 )
-from lrai.actors.mailbox import Mailbox, open_mailbox
+from lrai.actors.mailbox import Mailbox, map_slabs, open_mailbox
 from lrai.actors.messages import (
     EXIT_LEFT,
     EXIT_MEMORY,
@@ -99,7 +99,7 @@ def _live(message: ForkMessage, link_fd: int) -> int:
     _thread.stack_size(0)
     if mailbox := open_mailbox(link_fd):
         setproctitle(f"lrai: {message.spec} #{message.number}")
-        slabs = Slabs(mailbox.input, mailbox.output, mailbox.output_slot_bytes)
+        slabs = map_slabs(mailbox)
         backend.bind(slabs)
         mailbox.ready()
         _serve(mailbox, backend, slabs, reporter)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from lrai import _native
@@ -49,7 +50,6 @@ class Gateway:
         self.settle = native.settle
         self.set_ready = native.set_ready
         self.set_knobs = _wrapped()(native.set_knobs)
-        self.observe = native.observe
         self.answer = native.answer
         self.drain = native.drain
         self.open_connections = native.open_connections
@@ -64,6 +64,13 @@ class Gateway:
     def events(self) -> list[Event]:
         """Take everything that has happened since the last call."""
         return [Event(**json.loads(text)) for text in self._native.events()]
+
+    def observe(self) -> list[Any]:
+        """Return the numbers of models with traffic, as the rooms' `Window` protocols name them."""
+        numbers: list[Any] = json.loads(
+            self._native.observe(), object_hook=lambda plain: SimpleNamespace(**plain)
+        )
+        return numbers
 
     def add_model(self, served: ServedModel, config: str) -> int:
         """Know a model; return its key. It is not routed before `publish`.

@@ -11,6 +11,7 @@ use lrai_dataplane::link::Mailbox;
 use lrai_dataplane::models::Model;
 use lrai_dataplane::tensor::{DType, ModelSpec, TensorSpec};
 use lrai_dataplane::wire::{Place, Run};
+use memmap2::{MmapOptions, MmapRaw};
 
 pub fn tensor(name: &str, datatype: DType, shape: &[i64]) -> TensorSpec {
     TensorSpec { name: name.into(), datatype, shape: shape.into(), optional: false, labels: Vec::new() }
@@ -38,9 +39,23 @@ pub fn socketpair() -> (OwnedFd, OwnedFd) {
     }
 }
 
+/// The slabs of an actor.
+pub struct Slabs {
+    pub input: MmapRaw,
+    pub output: MmapRaw,
+}
+
+impl Slabs {
+    pub fn map(mailbox: &Mailbox) -> Self {
+        let input = MmapOptions::new().map_raw_read_only(&mailbox.input).unwrap();
+        Self { input, output: MmapOptions::new().map_raw(&mailbox.output).unwrap() }
+    }
+}
+
 /// What an actor sees of a batch, and how it answers.
 pub struct Turn<'a> {
     pub mailbox: &'a Mailbox,
+    pub slabs: &'a Slabs,
     pub run: &'a Run,
 }
 
@@ -49,7 +64,7 @@ impl Turn<'_> {
         let place = self.run.inputs[index].as_ref().unwrap();
         // SAFETY: the gateway's places lie in the mapping.
         unsafe {
-            let address = self.mailbox.input.as_ptr().add(place.offset as usize);
+            let address = self.slabs.input.as_ptr().add(place.offset as usize);
             std::slice::from_raw_parts(address, place.byte_len as usize)
         }
     }
@@ -59,7 +74,7 @@ impl Turn<'_> {
         assert!(offset + bytes.len() <= self.mailbox.output_slot_bytes as usize);
         // SAFETY: checked to lie in the slot.
         unsafe {
-            let address = self.mailbox.output.as_mut_ptr().add(base + offset);
+            let address = self.slabs.output.as_mut_ptr().add(base + offset);
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), address, bytes.len());
         }
     }
@@ -83,9 +98,10 @@ pub fn attach(
     let replica = dataplane.attach(key, ours).unwrap();
     let thread = std::thread::spawn(move || {
         let Some(mailbox) = Mailbox::open(theirs).unwrap() else { return };
+        let slabs = Slabs::map(&mailbox);
         mailbox.ready().unwrap();
         while let Ok(Some(run)) = mailbox.receive() {
-            if !turn(Turn { mailbox: &mailbox, run: &run }) {
+            if !turn(Turn { mailbox: &mailbox, slabs: &slabs, run: &run }) {
                 return;
             }
         }
