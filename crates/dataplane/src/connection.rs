@@ -9,10 +9,12 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use http::header::{CONNECTION, CONTENT_TYPE};
 use http::request::Parts;
-use http::{HeaderValue, Request, Version};
+use http::{HeaderValue, Request, Response, Version};
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -24,7 +26,7 @@ use crate::config::Config;
 use crate::error::{Error, PANICKED};
 use crate::gateway::Gateway;
 use crate::lane::{self, Rewound};
-use crate::reply::{self, Outgoing, Reply};
+use crate::reply;
 use crate::{framing, grpc, http as http_face};
 
 /// Longest headers of one request. It is also what is read at once of a large body, after which others have their turn:
@@ -35,6 +37,13 @@ const STREAM_WINDOW: u32 = 2 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 const MAX_FRAME: u32 = 128 << 10;
 const PING_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What is still to be sent of an answer over HTTP, which is whole, or over gRPC.
+pub type Outgoing = Either<Full<Bytes>, tonic::body::Body>;
+
+fn whole(body: Bytes) -> Outgoing {
+    Either::Left(Full::new(body))
+}
 
 /// The part of a connection that its gateway sees.
 pub struct Connection {
@@ -117,20 +126,24 @@ impl State {
 
 impl Connection {
     /// Answers one request; a panic costs this request only.
-    async fn answer(self: Arc<Self>, request: Box<(Parts, Incoming)>) -> Result<Reply, Infallible> {
+    async fn answer(
+        self: Arc<Self>,
+        request: Box<(Parts, Incoming)>,
+    ) -> Result<Response<Outgoing>, Infallible> {
         let (busy, gateway, parts) = (Busy::new(&self), &*self.gateway, &request.0);
         let (is_grpc, is_http1) = (is_grpc(parts), parts.version < Version::HTTP_2);
         self.state.is_http1.store(is_http1, Relaxed);
         let log = gateway.access.as_ref().map(|access| Box::new(access.begin(&self.client, &request)));
         if self.is_metrics_only && parts.uri.path() != "/metrics" {
-            return Ok(reply::refusal(&reply::no_path(parts.uri.path())));
+            return Ok(reply::refusal(&reply::no_path(parts.uri.path())).map(whole));
         }
         // Pinned where it is made: a future that is passed on by value takes its room twice.
         let answered = pin!(async {
             if is_grpc {
-                grpc::call(&gateway.dataplane, request).await
+                grpc::call(&gateway.dataplane, request, busy).await.map(Either::Right)
             } else {
-                http_face::call(gateway, request).await
+                let _busy = busy;
+                http_face::call(gateway, request).await.map(whole)
             }
         });
         // The panic hook has told of a panic already.
@@ -141,9 +154,6 @@ impl Connection {
         }
         if let Some(log) = log {
             log(&reply);
-        }
-        if let Outgoing::Stream(_, keeper) = reply.body_mut() {
-            *keeper = Some(busy);
         }
         Ok(reply)
     }
@@ -177,9 +187,9 @@ fn is_grpc(parts: &Parts) -> bool {
 }
 
 #[cold]
-fn panicked(is_grpc: bool) -> Reply {
+fn panicked(is_grpc: bool) -> Response<Outgoing> {
     let error = Error::internal(PANICKED);
-    if is_grpc { framing::refusal(error) } else { reply::refusal(&error) }
+    if is_grpc { framing::refusal(error).map(Either::Right) } else { reply::refusal(&error).map(whole) }
 }
 
 /// Serves a connection until it ends; `stream` may be a socket or, later, TLS on one.

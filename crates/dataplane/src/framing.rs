@@ -1,12 +1,18 @@
 //! gRPC on HTTP/2: the five-byte prefix of messages, and how a call ends.
 
 use bytes::{Buf, Bytes};
-use http::{HeaderValue, Response};
+use futures_util::stream;
+use http::{HeaderMap, HeaderValue, Response};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
 use tonic::Status;
+use tonic::body::Body;
 
 use crate::error::{Error, Result};
 use crate::faces::coding::{ACCEPTED, Coding, Message};
-use crate::reply::{Outgoing, Reply};
+
+/// The answer to a call.
+pub type Reply = Response<Body>;
 
 /// Bytes before each message: one flag (compressed or not) and the length, big-endian.
 pub const PREFIX: usize = 5;
@@ -72,8 +78,21 @@ pub fn refusal(error: impl Into<Status>) -> Reply {
     response
 }
 
+/// The answer to a call that succeeded: its one message, then how it ended.
+pub fn whole(message: Bytes, coding: Option<Coding>) -> Reply {
+    let frames = [Frame::data(message), trailers(&Status::ok(""))];
+    answer(Body::new(StreamBody::new(stream::iter(frames.map(Ok::<_, Status>)))), coding)
+}
+
+/// How a call ended.
+pub fn trailers(status: &Status) -> Frame<Bytes> {
+    let mut headers = HeaderMap::with_capacity(2);
+    status.add_header(&mut headers).expect("a message is percent-encoded");
+    Frame::trailers(headers)
+}
+
 /// The head of an answer.
-pub fn answer(body: Outgoing, coding: Option<Coding>) -> Reply {
+pub fn answer(body: Body, coding: Option<Coding>) -> Reply {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert("content-type", HeaderValue::from_static("application/grpc"));

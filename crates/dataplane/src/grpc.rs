@@ -17,32 +17,33 @@ use tokio::time::timeout;
 
 use crate::answer::{Answer, Ticket};
 use crate::body::Reader;
+use crate::connection::Busy;
 use crate::dataplane::Dataplane;
 use crate::error::{Code, Error, Result};
 use crate::faces::coding::{Coding, Message};
 use crate::faces::{self, deadline, durable, services, stream};
-use crate::framing;
+use crate::framing::{self, Reply};
 use crate::inference;
 use crate::pool::LARGE;
 use crate::proto::model_metadata_response::TensorMetadata;
 use crate::proto::{self, ModelInferRequest};
 use crate::protobuf;
-use crate::reply::{Outgoing, Reply};
 use crate::request::{Sender, tag};
 use crate::tensor::TensorSpec;
 
 /// The service's full name.
 pub const SERVICE: &str = "inference.GRPCInferenceService";
 
-/// Answers one call; dropping the future cancels it.
-pub async fn call(dataplane: &Arc<Dataplane>, mut request: Box<(Parts, Incoming)>) -> Reply {
+/// Answers one call; dropping the future cancels it. A stream keeps its connection busy; an answer that is complete does not,
+/// so that a client which never reads it is swept away in the end.
+pub async fn call(dataplane: &Arc<Dataplane>, mut request: Box<(Parts, Incoming)>, busy: Busy) -> Reply {
     let (parts, body) = &mut *request;
     let Some(method) = method(&parts.uri) else {
-        return Box::pin(services::call(dataplane, *request)).await;
+        return Box::pin(services::call(dataplane, *request, busy)).await;
     };
     let answered = match deadline::of_call(&parts.headers) {
         Err(error) => Err(error),
-        Ok(time) if method == "ModelStreamInfer" => stream::call(dataplane, *request, time),
+        Ok(time) if method == "ModelStreamInfer" => stream::call(dataplane, *request, time, busy),
         Ok(None) => unary(dataplane, method, parts, body, None).await,
         // Boxed, as every rare way: the future of an inference is moved about, and shall be small.
         Ok(Some(time)) => {
@@ -90,7 +91,7 @@ async fn unary(
     } else {
         framing::finish(Box::pin(core(dataplane, method, message)).await?, back)?
     };
-    Ok(framing::answer(Outgoing::Grpc(Some(dataplane.memory.count(answer))), back))
+    Ok(framing::whole(dataplane.memory.count(answer), back))
 }
 
 /// One inference: decodes the message, then goes the way of all faces. Not `async`, so that nothing is kept twice.

@@ -23,7 +23,7 @@ use crate::gateway::Gateway;
 use crate::grpc::{model_metadata, server_metadata};
 use crate::inference;
 use crate::pool::LARGE;
-use crate::reply::{self, JSON, Outgoing, Reply};
+use crate::reply::{self, JSON, Reply};
 
 /// A number takes at most about so many times more bytes as JSON text than in a tensor.
 const JSON_GROWTH: usize = 3;
@@ -36,8 +36,7 @@ pub async fn call(gateway: &Gateway, mut request: Box<(Parts, Incoming)>) -> Rep
     let (parts, body) = &mut *request;
     let mut reply = route(gateway, parts, body).await.unwrap_or_else(|error| reply::refusal(&error));
     if parts.method == http::Method::HEAD {
-        let len = reply.body().size_hint().lower();
-        *reply.body_mut() = Outgoing::Done;
+        let len = std::mem::take(reply.body_mut()).len();
         reply.headers_mut().insert(CONTENT_LENGTH, len.into());
     }
     let is_refused = reply.status().as_u16() >= 400 && reply.status() != StatusCode::REQUEST_TIMEOUT;

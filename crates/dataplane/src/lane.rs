@@ -25,7 +25,7 @@ use crate::faces::binary;
 use crate::http::{encoded_len, target};
 use crate::inference;
 use crate::pool::LARGE;
-use crate::reply::{self, Outgoing};
+use crate::reply;
 use crate::request::Sender;
 
 const MAX_HEADERS: usize = 16;
@@ -216,13 +216,12 @@ fn closing(out: &Bytes) -> Bytes {
 
 #[cold]
 fn refusal(error: &Error, is_last: bool) -> Bytes {
-    let (parts, outgoing) = reply::refusal(error).into_parts();
+    let (parts, body) = reply::refusal(error).into_parts();
     let mut out = format!("HTTP/1.1 {}", parts.status).into_bytes();
     for (name, value) in &parts.headers {
         out.extend_from_slice(format!("\r\n{name}: ").as_bytes());
         out.extend_from_slice(value.as_bytes());
     }
-    let body = if let Outgoing::Http(body) = outgoing { body } else { Bytes::new() };
     end_head(&mut out, &body);
     if is_last { closing(&out.into()) } else { out.into() }
 }

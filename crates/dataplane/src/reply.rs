@@ -1,89 +1,22 @@
-//! Answers to clients, whole or streamed, over HTTP and gRPC alike; refusals among them.
-
-use std::pin::Pin;
-use std::task::{Context, Poll};
+//! Answers over HTTP, refusals among them.
 
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
-use hyper::body::{Body, Frame, SizeHint};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
 use serde_json::json;
-use tonic::Status;
 
-use crate::connection::Busy;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error};
 use crate::status;
 
 /// What clients read as JSON.
 pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-/// An answer of any face.
-pub type Reply = Response<Outgoing>;
-
-/// What is still to be sent of an answer.
-#[derive(Default)]
-pub enum Outgoing {
-    /// A body over HTTP.
-    Http(Bytes),
-    /// The one message of a gRPC call that succeeded, prefix included; then, `None`, its trailers.
-    Grpc(Option<Bytes>),
-    /// A stream keeps its connection busy; an answer that is complete does not, so that a client which never reads it is
-    /// swept away in the end.
-    Stream(tonic::body::Body, Option<Busy>),
-    /// Nothing: all has been said, in the headers or before.
-    #[default]
-    Done,
-}
-
-impl Body for Outgoing {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if let Self::Stream(body, _) = &mut *self {
-            return Pin::new(body).poll_frame(context);
-        }
-        let (frame, rest) = match std::mem::take(&mut *self) {
-            Self::Http(body) if !body.is_empty() => (Frame::data(body), Self::Done),
-            Self::Grpc(Some(message)) => (Frame::data(message), Self::Grpc(None)),
-            Self::Grpc(None) => (trailers(&Status::ok("")), Self::Done),
-            _ => return Poll::Ready(None),
-        };
-        *self = rest;
-        Poll::Ready(Some(Ok(frame)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Http(body) => body.is_empty(),
-            Self::Stream(body, _) => body.is_end_stream(),
-            Self::Grpc(_) => false,
-            Self::Done => true,
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Http(body) => SizeHint::with_exact(body.len() as u64),
-            Self::Done => SizeHint::with_exact(0),
-            _ => SizeHint::default(),
-        }
-    }
-}
-
-/// How a gRPC call ended.
-pub fn trailers(status: &Status) -> Frame<Bytes> {
-    let mut headers = HeaderMap::with_capacity(2);
-    status.add_header(&mut headers).expect("a message is percent-encoded");
-    Frame::trailers(headers)
-}
+/// An answer, whole.
+pub type Reply = Response<Bytes>;
 
 /// An answer over HTTP, of any content type.
 pub fn http(status: StatusCode, content_type: HeaderValue, body: Bytes) -> Reply {
-    let mut reply = Response::new(Outgoing::Http(body));
+    let mut reply = Response::new(body);
     *reply.status_mut() = status;
     reply.headers_mut().insert(CONTENT_TYPE, content_type);
     reply

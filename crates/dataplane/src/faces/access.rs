@@ -6,12 +6,13 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use http::Response;
 use http::request::Parts;
 use hyper::body::{Body, Incoming};
 use serde_json::{Value, json};
 
+use crate::connection::Outgoing;
 use crate::error::{Error, Result};
-use crate::reply::Reply;
 
 /// Lines that may wait for the writer.
 const MAX_WAITING: usize = 8192;
@@ -49,7 +50,7 @@ impl AccessLog {
         &'a self,
         client: &str,
         (parts, body): &(Parts, Incoming),
-    ) -> impl FnOnce(&Reply) + use<'a> {
+    ) -> impl FnOnce(&Response<Outgoing>) + use<'a> {
         let (began, time) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH));
         let mut line = json!({
             "time": time.unwrap_or_default().as_secs_f64(),

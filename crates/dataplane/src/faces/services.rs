@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use http::Request;
 use http::request::Parts;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
+use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, async_trait};
@@ -14,9 +16,9 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::{self, HealthServer};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
+use crate::connection::Busy;
 use crate::dataplane::Dataplane;
-use crate::framing::refusal;
-use crate::reply::{Outgoing, Reply};
+use crate::framing::{Reply, refusal};
 use crate::{grpc, proto};
 
 /// How soon a watcher hears of a change.
@@ -86,7 +88,7 @@ async fn watch_task(
 }
 
 /// Answers a call to any service but the inference service.
-pub async fn call(dataplane: &Arc<Dataplane>, (parts, body): (Parts, Incoming)) -> Reply {
+pub async fn call(dataplane: &Arc<Dataplane>, (parts, body): (Parts, Incoming), busy: Busy) -> Reply {
     let request = Request::from_parts(parts, body);
     // Reflection is built for each call: a person's tool asks once, and the tables are not worth keeping.
     let reflection = || {
@@ -105,5 +107,10 @@ pub async fn call(dataplane: &Arc<Dataplane>, (parts, body): (Parts, Incoming)) 
     } else {
         return refusal(Status::unimplemented(format!("there is no method '{path}'")));
     };
-    response.map(|body| Outgoing::Stream(body, None))
+    response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            let _until_its_last_frame = &busy;
+            frame
+        }))
+    })
 }

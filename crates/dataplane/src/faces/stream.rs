@@ -18,13 +18,14 @@ use super::coding::{Coding, Message};
 use super::deadline;
 use crate::answer::Answer;
 use crate::body::Reader;
+use crate::connection::Busy;
 use crate::dataplane::Dataplane;
 use crate::error::{Error, PANICKED, Result};
+use crate::framing::{self, Reply, trailers};
 use crate::grpc::{infer, reply};
 use crate::proto;
-use crate::reply::{Outgoing, Reply, trailers};
+use crate::protobuf;
 use crate::request::Sender;
-use crate::{framing, protobuf};
 
 /// Most requests of one stream that are under way; further ones are not read.
 const MAX_UNDER_WAY: usize = 256;
@@ -37,6 +38,8 @@ struct Call {
     sender: Sender,
     /// A failure ends the stream with a status, instead of standing in a message.
     strict: bool,
+    #[expect(dead_code, reason = "it is held")]
+    busy: Busy,
 }
 
 /// Answers the call; its work ends when its answer is dropped.
@@ -44,12 +47,13 @@ pub(crate) fn call(
     dataplane: &Arc<Dataplane>,
     (parts, body): (Parts, Incoming),
     time: Option<Duration>,
+    busy: Busy,
 ) -> Result<Reply> {
     let (coding, back) = Coding::of_call(&parts.headers)?;
     let strict = parts.headers.get("triton_grpc_error").is_some_and(|value| value == "true");
     let deadline = time.and_then(|time| Instant::now().checked_add(time));
     let sender = dataplane.sender(&parts.headers, deadline.map(Instant::into_std));
-    let call = Arc::new(Call { dataplane: Arc::clone(dataplane), coding, back, sender, strict });
+    let call = Arc::new(Call { dataplane: Arc::clone(dataplane), coding, back, sender, strict, busy });
     let shared = Arc::clone(&call);
     let answers = messages(body, call)
         .map(move |message| {
@@ -59,7 +63,7 @@ pub(crate) fn call(
         })
         .buffered(MAX_UNDER_WAY);
     let body = tonic::body::Body::new(StreamBody::new(frames(answers, deadline)));
-    Ok(framing::answer(Outgoing::Stream(body, None), back))
+    Ok(framing::answer(body, back))
 }
 
 /// The messages of a call, however long the client takes to begin one; a failure is the last.

@@ -30,7 +30,7 @@ use crate::error::{Error, PANICKED, Result, refuse};
 use crate::events::{Event, Events};
 use crate::inference::refused;
 use crate::models::Model;
-use crate::reply::{self, Outgoing, Reply};
+use crate::reply::{self, Reply};
 use crate::request::{InferRequest, Parameters, tag};
 
 mod call;
@@ -270,7 +270,7 @@ pub async fn fetch(dataplane: &Arc<Dataplane>, method: &Method, text: &str) -> R
     let id: Id = text.parse().map_err(|()| unknown(text))?;
     if method == Method::DELETE {
         let is_removed = durable.journal.remove(id).await?;
-        let mut reply = Reply::new(Outgoing::Done);
+        let mut reply = Reply::new(Bytes::new());
         *reply.status_mut() = StatusCode::NO_CONTENT;
         return if is_removed { Ok(reply) } else { Err(unknown(text)) };
     }

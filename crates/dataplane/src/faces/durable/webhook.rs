@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HOST};
 use http::response::Parts;
 use http::{Request, Uri};
+use http_body_util::Full;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use lrai_journal::entry::Id;
@@ -17,7 +18,6 @@ use tokio::time::{sleep, timeout};
 use super::record::Answered;
 use crate::dataplane::Dataplane;
 use crate::error::{Error, Result, refuse};
-use crate::reply::Outgoing;
 
 /// Seconds before each try: together about two and a half minutes, after which nobody is called any more.
 const PAUSES_S: [u64; 5] = [0, 1, 5, 25, 125];
@@ -84,7 +84,7 @@ pub async fn call(dataplane: &Arc<Dataplane>, id: Id, answered: Answered, lane: 
     let (Some(durable), Some(url)) = (&dataplane.durable, answered.webhook()) else { return };
     let mut last = String::new();
     let url = url.to_owned();
-    let (parts, Outgoing::Http(body)) = answered.reply(dataplane, id).into_parts() else { return };
+    let (parts, body) = answered.reply(dataplane, id).into_parts();
     let mut is_taken = false;
     for pause in PAUSES_S {
         sleep(Duration::from_secs(pause)).await;
@@ -128,7 +128,7 @@ async fn post(url: &str, answer: &Parts, body: Bytes) -> Result<()> {
     }
     let request = request
         .header("lrai-request-status", answer.status.as_u16())
-        .body(Outgoing::Http(body))
+        .body(Full::new(body))
         .map_err(|error| failed(&error))?;
     let status = sender.send_request(request).await.map_err(|error| failed(&error))?.status();
     drop(connection);
