@@ -7,35 +7,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// What kind of refusal this is (protocol-neutral).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Code {
-    /// The request itself is wrong.
-    InvalidArgument,
-    /// Nothing of that name exists.
-    NotFound,
-    /// It exists, but cannot answer now: overload, not ready, draining, queue time-out.
-    Unavailable,
-    /// The body or its decoded form is above a limit.
-    TooLarge,
-    /// The protocol knows it, this server does not do it.
-    Unsupported,
-    /// A thing of that name is already there.
-    AlreadyExists,
-    /// The client went away, or asked to stop.
-    Cancelled,
-    /// It did not come, or was not done, in the time that it had.
-    Timeout,
-    /// The model or the server failed.
-    Internal,
-    /// It asks to be kept in the journal, which its face sees to.
-    Durable,
-    /// It contradicts an earlier one.
-    Conflict,
-    /// There is no room to keep it.
-    Full,
-}
-
 /// A refusal with its reason; the text is what a client sees.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{message}")]
@@ -75,39 +46,40 @@ impl Error {
     }
 }
 
-macro_rules! constructors {
-    ($($(#[$doc:meta])* $name:ident => $code:ident),* $(,)?) => {
-        impl Error { $($(#[$doc])* #[cold] pub fn $name(message: impl Into<Cow<'static, str>>) -> Self {
+/// Defines the codes, each with the constructor of its errors.
+macro_rules! codes {
+    ($($(#[$doc:meta])* $code:ident = $constructor:ident,)*) => {
+        /// What kind of refusal this is (protocol-neutral).
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum Code { $($(#[$doc])* $code,)* }
+
+        impl Error { $($(#[$doc])* #[cold] pub fn $constructor(message: impl Into<Cow<'static, str>>) -> Self {
             Self::new(Code::$code, message.into())
         })* }
     };
 }
 
-constructors! {
+codes! {
     /// The request itself is wrong.
-    invalid => InvalidArgument,
+    InvalidArgument = invalid,
     /// Nothing of that name exists.
-    not_found => NotFound,
-    /// It cannot answer now.
-    unavailable => Unavailable,
-    /// Above a size limit.
-    too_large => TooLarge,
-    /// Known to the protocol, not done here.
-    unsupported => Unsupported,
-    /// Already there.
-    already_exists => AlreadyExists,
-    /// Cancelled by the client.
-    cancelled => Cancelled,
-    /// Later than it had to be.
-    timeout => Timeout,
+    NotFound = not_found,
+    /// It exists, but cannot answer now: overload, not ready, draining, queue time-out.
+    Unavailable = unavailable,
+    /// The body or its decoded form is above a limit.
+    TooLarge = too_large,
+    /// The protocol knows it, this server does not do it.
+    Unsupported = unsupported,
+    /// It did not come, or was not done, in the time that it had.
+    Timeout = timeout,
     /// The model or the server failed.
-    internal => Internal,
-    /// It must be kept by its face.
-    durable => Durable,
+    Internal = internal,
+    /// It asks to be kept in the journal, which its face sees to.
+    Durable = durable,
     /// It contradicts an earlier one.
-    conflict => Conflict,
-    /// No room to keep it.
-    full => Full,
+    Conflict = conflict,
+    /// There is no room to keep it.
+    Full = full,
 }
 
 /// Returns from the function because the request is wrong; takes what `format!` takes.

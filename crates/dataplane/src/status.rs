@@ -9,8 +9,6 @@ use crate::error::{Code, Error};
 const fn numbers(code: Code) -> (StatusCode, tonic::Code) {
     match code {
         Code::InvalidArgument => (StatusCode::BAD_REQUEST, tonic::Code::InvalidArgument),
-        Code::AlreadyExists => (StatusCode::BAD_REQUEST, tonic::Code::AlreadyExists),
-        Code::Cancelled => (StatusCode::BAD_REQUEST, tonic::Code::Cancelled),
         Code::NotFound => (StatusCode::NOT_FOUND, tonic::Code::NotFound),
         Code::Timeout => (StatusCode::REQUEST_TIMEOUT, tonic::Code::DeadlineExceeded),
         Code::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, tonic::Code::ResourceExhausted),
