@@ -114,7 +114,7 @@ macro_rules! with_number {
 pub(crate) use with_number;
 
 /// One input or output of a model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct TensorSpec {
     /// The tensor's name in the model.
     pub name: String,
@@ -123,15 +123,13 @@ pub struct TensorSpec {
     /// Its full shape as in the model's metadata, batch dimension included (`-1`), if there is one.
     pub shape: Vec<i64>,
     /// An input that a request may leave out.
-    #[serde(default)]
     pub optional: bool,
     /// Class labels of an output, for the classification extension.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
 }
 
 /// Everything that the data plane knows about a model version; made by the control plane.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct ModelSpec {
     /// The model's name in URLs.
     pub name: String,
@@ -148,42 +146,23 @@ pub struct ModelSpec {
     /// Outputs in the model's order; a replica answers all of them, in this order.
     pub outputs: Vec<TensorSpec>,
     /// Triton's `ModelConfig` as JSON text, for `/config`.
-    #[serde(default)]
     pub config: String,
     /// Whether a batch lost with its replica is run again.
-    #[serde(default = "yes")]
     pub retry: bool,
     /// Most requests that wait or run.
-    #[serde(default = "default_queue_requests")]
     pub max_queue_requests: u32,
     /// Most input bytes that wait or run.
-    #[serde(default = "default_bytes")]
     pub max_queue_bytes: u64,
     /// Bytes that one replica may use for the outputs of one batch.
-    #[serde(default = "default_bytes")]
     pub max_output_bytes: u64,
     /// Lowest priority class that a request may ask for, 1 being the highest; 0 = any.
-    #[serde(default)]
     pub priority_levels: u32,
     /// Priority class of requests that ask for none; 0 = after all others.
-    #[serde(default)]
     pub default_priority: u32,
     /// Where a proof about the model holds; empty = nothing is marked.
-    #[serde(default)]
     pub guard: Vec<GuardBox>,
     /// How requests of different lengths share a batch; `None` = they do not.
-    #[serde(default)]
     pub ragged: Option<Ragged>,
-}
-
-const fn yes() -> bool {
-    true
-}
-const fn default_queue_requests() -> u32 {
-    1024
-}
-const fn default_bytes() -> u64 {
-    1 << 28
 }
 
 impl ModelSpec {

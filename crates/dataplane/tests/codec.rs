@@ -1,6 +1,8 @@
 //! The codec against its case files: what a request says, where its elements go, how an answer is written.
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by failing")]
 
+mod support;
+
 use std::collections::HashMap;
 
 use bytes::Bytes;
@@ -20,7 +22,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 fn models() -> HashMap<String, ModelSpec> {
-    serde_json::from_str(include_str!("cases/models.json")).unwrap()
+    let given: HashMap<String, Value> = serde_json::from_str(include_str!("cases/models.json")).unwrap();
+    given.into_iter().map(|(name, spec)| (name, support::model_spec(spec))).collect()
 }
 
 fn bytes_of(hex: &str) -> Vec<u8> {
@@ -36,10 +39,9 @@ fn hex_of(bytes: &[u8]) -> String {
 fn model_of(datatype: DType, shape: &[i64]) -> ModelSpec {
     let tensor = |name: &str| json!({"name": name, "datatype": datatype, "shape": shape});
     let spec = json!({
-        "name": "m", "version": "1", "platform": "p", "backend": "b", "max_batch_size": 0,
-        "inputs": [tensor("x")], "outputs": [tensor("y")],
+        "max_batch_size": 0, "inputs": [tensor("x")], "outputs": [tensor("y")],
     });
-    serde_json::from_value(spec).unwrap()
+    support::model_spec(spec)
 }
 
 /// Checks a request and fills each input into room of the promised size.

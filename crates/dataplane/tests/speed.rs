@@ -1,6 +1,8 @@
 //! How fast the codec reads and writes: `cargo test --release --test speed -- --ignored --nocapture`.
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by failing")]
 
+mod support;
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -13,10 +15,9 @@ use lrai_dataplane::tensor::{ModelSpec, Shape};
 fn spec() -> ModelSpec {
     let tensor = |name: &str| serde_json::json!({"name": name, "datatype": "FP32", "shape": [-1, -1]});
     let spec = serde_json::json!({
-        "name": "m", "version": "1", "platform": "p", "backend": "b", "max_batch_size": 64,
-        "inputs": [tensor("x")], "outputs": [tensor("y")],
+        "max_batch_size": 64, "inputs": [tensor("x")], "outputs": [tensor("y")],
     });
-    serde_json::from_value(spec).unwrap()
+    support::model_spec(spec)
 }
 
 /// Numbers between 0 and 1 without a pattern in their digits.

@@ -1,6 +1,6 @@
 //! Marks answers whose inputs lie outside of what was proved about the model: a proof says nothing about them.
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::check::PerInput;
 use crate::tensor::{DType, ModelSpec};
@@ -13,7 +13,7 @@ pub const FIELDS: [&[u8]; 2] =
     [b"\x0a\x0clrai_covered\x12\x02\x08\x00", b"\x0a\x0clrai_covered\x12\x02\x08\x01"];
 
 /// A box of inputs that a proof covers; an element for each of a row's, all inputs one after the other.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct GuardBox {
     /// The least values.
     pub lower: Vec<f64>,

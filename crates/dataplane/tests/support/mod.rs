@@ -12,18 +12,36 @@ use lrai_dataplane::models::Model;
 use lrai_dataplane::tensor::{DType, ModelSpec, TensorSpec};
 use lrai_dataplane::wire::{Place, Run};
 use memmap2::{MmapOptions, MmapRaw};
+use serde_json::{Value, json};
 
 pub fn tensor(name: &str, datatype: DType, shape: &[i64]) -> TensorSpec {
     TensorSpec { name: name.into(), datatype, shape: shape.into(), optional: false, labels: Vec::new() }
 }
 
+/// A specification from JSON; what is left out is as in a model without settings.
+pub fn model_spec(mut given: Value) -> ModelSpec {
+    let settings = json!({
+        "name": "m", "version": "1", "platform": "test", "backend": "test", "config": "", "retry": true,
+        "max_queue_requests": 1024, "max_queue_bytes": 1 << 28, "max_output_bytes": 1 << 28, "priority_levels": 0,
+        "default_priority": 0, "guard": [], "ragged": null,
+    });
+    let fill = |given: &mut Value, defaults: &Value| {
+        for (key, value) in defaults.as_object().unwrap() {
+            given.as_object_mut().unwrap().entry(key).or_insert_with(|| value.clone());
+        }
+    };
+    fill(&mut given, &settings);
+    for side in ["inputs", "outputs"] {
+        for tensor in given[side].as_array_mut().unwrap() {
+            fill(tensor, &json!({ "optional": false, "labels": [] }));
+        }
+    }
+    serde_json::from_value(given).unwrap()
+}
+
 /// A model named `m`, version 1, with an input `x` and an output `y`.
 pub fn spec(max_batch_size: u32, datatype: DType, shape: &[i64]) -> ModelSpec {
-    let text = format!(
-        r#"{{"name":"m","version":"1","platform":"test","backend":"test","max_batch_size":{max_batch_size},
-            "inputs":[],"outputs":[]}}"#
-    );
-    let mut spec: ModelSpec = serde_json::from_str(&text).unwrap();
+    let mut spec = model_spec(json!({ "max_batch_size": max_batch_size, "inputs": [], "outputs": [] }));
     spec.inputs = vec![tensor("x", datatype, shape)];
     spec.outputs = vec![tensor("y", datatype, shape)];
     spec.max_output_bytes = 1 << 20;
