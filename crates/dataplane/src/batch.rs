@@ -60,31 +60,13 @@ impl Batch {
         if self.is_rerun() {
             return Vec::new();
         }
-        let Requests { entries, buffer, .. } = &mut self.payload;
+        let Requests { entries, buffer, shapes, .. } = &mut self.payload;
         let dead = entries.extract_if(.., |entry| is_dead(entry)).collect();
-        buffer.keep(entries.iter_mut().map(|entry| &mut entry.spans));
+        for column in 0..shapes.len() {
+            buffer.pack(column, entries.iter_mut().map(|entry| &mut entry.spans[column]));
+        }
         self.rows = entries.iter().map(|entry| entry.rows).sum();
         dead
-    }
-
-    /// Takes off the padding that all its requests have in common. What has run before stays as it is.
-    pub fn shorten(&mut self, ragged: &Ragged) {
-        let is_rerun = self.is_rerun();
-        let Requests { entries, buffer, shapes, .. } = &mut self.payload;
-        let Some(edge) = ragged.length(shapes).filter(|_| !is_rerun) else { return };
-        let own = |entry: &Entry| if entry.length == 0 { edge } else { entry.length };
-        let longest = Ragged::rounded(entries.iter().map(own).max().unwrap_or(edge), edge);
-        if longest == edge {
-            return;
-        }
-        for (column, shape) in shapes.iter().enumerate() {
-            let count = shape.as_ref().and_then(|shape| ragged.stretches(column, shape, self.rows));
-            if let Some(count) = count {
-                let spans = entries.iter_mut().map(|entry| &mut entry.spans[column]);
-                buffer.shorten(column, count, (longest as usize, edge as usize), spans);
-            }
-        }
-        ragged.set_length(shapes, longest);
     }
 
     /// Two halves over the same rows; the second takes `id`.
@@ -118,29 +100,12 @@ impl Requests {
 
     /// A digest of one request's inputs without padding, to know it again.
     pub fn digest(&self, entry: &Entry, ragged: Option<&Ragged>, hasher: &impl BuildHasher) -> u64 {
+        if let Some(ragged) = ragged.filter(|_| entry.length > 0) {
+            return ragged.digest(self, entry, hasher);
+        }
         let mut state = hasher.build_hasher();
-        let padded = ragged.filter(|_| entry.length > 0);
-        let lengths = padded.and_then(|ragged| Some((ragged, ragged.length(&self.shapes)? as usize)));
-        let mut shapes = self.shapes.clone();
-        if let Some(ragged) = padded {
-            ragged.set_length(&mut shapes, entry.length);
-        }
-        shapes.hash(&mut state);
-        entry.rows.hash(&mut state);
-        for (column, (span, shape)) in entry.spans.iter().zip(&shapes).enumerate() {
-            let bytes = self.buffer.bytes(*span);
-            let stretches = |(ragged, length): (&Ragged, usize)| {
-                let count = ragged.stretches(column, shape.as_ref()?, entry.rows)?;
-                let whole = bytes.len().checked_div(count).filter(|whole| *whole > 0)?;
-                Some((whole, whole / length * entry.length as usize))
-            };
-            match lengths.and_then(stretches) {
-                None => bytes.hash(&mut state),
-                Some((whole, own)) => {
-                    bytes.chunks_exact(whole).for_each(|chunk| chunk[..own].hash(&mut state));
-                }
-            }
-        }
+        (&self.shapes, entry.rows).hash(&mut state);
+        entry.spans.iter().for_each(|span| self.buffer.bytes(*span).hash(&mut state));
         state.finish()
     }
 }

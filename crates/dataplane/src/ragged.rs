@@ -13,6 +13,8 @@ use crate::fill::fill;
 use crate::request::{Data, Input};
 use crate::tensor::{Shape, elements};
 
+mod batch;
+
 /// Lengths are counted in at most so many bins.
 const MAX_BINS: u32 = 2048;
 /// A batch can have so many lengths up to its edge.

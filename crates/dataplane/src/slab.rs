@@ -5,6 +5,7 @@
 //! the gateway reads. Both are sealed against resizing: a file that shrinks under a mapping would kill the gateway.
 //! `F_SEAL_FUTURE_WRITE` is not used because it also forbids giving idle pages back.
 
+use std::borrow::BorrowMut;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
@@ -149,7 +150,7 @@ impl Region {
     /// The bytes to write.
     pub fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: inside the mapping, which `slot` keeps alive; exclusive because `Buffer::append` never gives out a byte
-        // twice and `Buffer::keep` runs only when no region is left.
+        // twice and `Buffer::pack` runs only when no region is left.
         unsafe { std::slice::from_raw_parts_mut(self.slot.address(self.span.start), self.span.len) }
     }
 }
@@ -217,52 +218,21 @@ impl Buffer {
         (regions.collect(), spans)
     }
 
-    /// Moves the given spans together, so that each column is contiguous from its base; call it when nobody writes.
-    /// `spans[request][column]` is updated.
-    pub fn keep<'a>(&mut self, requests: impl Iterator<Item = &'a mut SmallVec<[Span; 2]>>) {
-        assert_eq!(Arc::strong_count(&self.slot), 1, "nobody writes while rows move");
-        for column in &mut self.columns {
-            column.used = 0;
-        }
-        for spans in requests {
-            for (column, span) in self.columns.iter_mut().zip(spans) {
-                let target = column.base + column.used;
-                if target != span.start {
-                    // SAFETY: both ranges lie in this slot, and no region is left (asserted above).
-                    unsafe {
-                        std::ptr::copy(self.slot.address(span.start), self.slot.address(target), span.len);
-                    };
-                    span.start = target;
-                }
-                column.used += span.len;
-            }
-        }
-    }
-
-    /// Cuts a contiguous column of `count` equal stretches, each to that part of itself: `(numerator, denominator)`. Call it
-    /// when nobody writes. `spans[request]` is updated.
-    pub fn shorten<'a>(
-        &mut self,
-        column: usize,
-        count: usize,
-        (part, of): (usize, usize),
-        spans: impl Iterator<Item = &'a mut Span>,
-    ) {
+    /// Moves pieces of a column together, in their order and from its base on; call it when nobody writes. Each piece is
+    /// told where it begins now.
+    pub fn pack(&mut self, column: usize, pieces: impl Iterator<Item: BorrowMut<Span>>) {
         assert_eq!(Arc::strong_count(&self.slot), 1, "nobody writes while rows move");
         let Column { base, used, .. } = &mut self.columns[column];
-        let whole = *used / count.max(1);
-        let kept = whole / of * part;
-        for index in 1..count {
-            // SAFETY: both ranges lie in this slot, the target not behind the source, and no region is left (asserted above).
-            unsafe {
-                let (source, target) = (*base + index * whole, *base + index * kept);
-                std::ptr::copy(self.slot.address(source), self.slot.address(target), kept);
-            };
-        }
-        *used = count * kept;
-        for span in spans {
-            span.start = *base + (span.start - *base) / of * part;
-            span.len = span.len / of * part;
+        *used = 0;
+        for mut piece in pieces {
+            let (Span { start, len }, target) = (piece.borrow_mut(), *base + *used);
+            if target != *start {
+                assert!((*start).max(target) + *len <= self.slot.slab.slot_bytes, "pieces lie in the slot");
+                // SAFETY: both ranges lie in this slot, and no region is left (both asserted above).
+                unsafe { std::ptr::copy(self.slot.address(*start), self.slot.address(target), *len) };
+                *start = target;
+            }
+            *used += *len;
         }
     }
 
