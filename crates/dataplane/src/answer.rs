@@ -113,10 +113,7 @@ impl Ticket {
             }
         };
         match outcome {
-            Ok(Ok((outputs, index))) => {
-                let Self { wanted, rows, bucket, enqueued, deadline, .. } = self;
-                Ok(Answer { wanted, rows, bucket, enqueued, deadline, outputs, index })
-            }
+            Ok(Ok((outputs, index))) => Ok(Answer { ticket: self, outputs, index }),
             // Errors of the queue were counted where they arose; only the request's id is added here.
             Ok(Err(error)) => Err(tag(&self.wanted.id, error)),
             Err(_) => Err(self.refuse("the server is shutting down", Refusal::NotReady)),
@@ -132,17 +129,17 @@ impl Ticket {
 
 /// The outputs of one request, still in the replica's slab: encode them at once, then drop this.
 pub struct Answer {
-    /// What the request asked for.
-    pub wanted: Wanted,
-    rows: u32,
-    bucket: Option<Bucket>,
-    enqueued: Instant,
-    deadline: Option<Instant>,
+    ticket: Ticket,
     outputs: Arc<Outputs>,
     index: usize,
 }
 
 impl Answer {
+    /// What the request asked for.
+    pub fn wanted(&self) -> &Wanted {
+        &self.ticket.wanted
+    }
+
     /// The model that answered.
     pub fn model(&self) -> &Model {
         &self.outputs.model
@@ -154,14 +151,14 @@ impl Answer {
         let view = |((spec, place), spans): ((_, &Place), &Vec<Span>)| {
             let mut shape = place.shape.clone();
             if spans.len() > 1 {
-                shape[0] = i64::from(self.rows);
+                shape[0] = i64::from(self.ticket.rows);
             }
             let data = slot.bytes(spans[self.index]).expect("spans were checked when the batch came back");
             OutputView { spec, shape, data: data.into() }
         };
         let Outputs { model, places, length, spans, .. } = &*self.outputs;
         let mut views: SmallVec<_> = model.spec.outputs.iter().zip(places).zip(spans).map(view).collect();
-        if let (Some(ragged), Some(bucket)) = (&model.spec.ragged, self.bucket) {
+        if let (Some(ragged), Some(bucket)) = (&model.spec.ragged, self.ticket.bucket) {
             ragged.cut(Bucket { edge: *length, ..bucket }, &mut views);
         }
         views
@@ -174,10 +171,10 @@ impl Answer {
 
     /// To be called when the answer has been encoded: counts it.
     pub fn encoded(&self) {
-        let Outputs { model, sent, compute_ns, .. } = &*self.outputs;
+        let (Outputs { model, sent, compute_ns, .. }, ticket) = (&*self.outputs, &self.ticket);
         let now = Instant::now();
-        let [queue_ns, total_ns] = [*sent, now].map(|end| (end - self.enqueued).as_nanos() as u64);
-        let is_late = self.deadline.is_some_and(|deadline| now > deadline);
-        model.stats.answered(queue_ns, *compute_ns, total_ns, self.rows, is_late);
+        let [queue_ns, total_ns] = [*sent, now].map(|end| (end - ticket.enqueued).as_nanos() as u64);
+        let is_late = ticket.deadline.is_some_and(|deadline| now > deadline);
+        model.stats.answered(queue_ns, *compute_ns, total_ns, ticket.rows, is_late);
     }
 }

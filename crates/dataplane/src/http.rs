@@ -157,7 +157,7 @@ async fn infer(
     };
     let packs = move |answer: &Answer| wanted.is_some() && encoded_len(answer) >= MIN_COMPRESSED;
     let encode = move |answer: &Answer| {
-        let mut encoded = encode(&answer.model().spec, &answer.wanted, &answer.views())?;
+        let mut encoded = encode(&answer.model().spec, answer.wanted(), &answer.views())?;
         let coding = wanted.filter(|coding| packs(answer) && coding.pack(&mut encoded.body, 0));
         Ok((encoded, coding))
     };
@@ -179,6 +179,6 @@ async fn infer(
 
 /// About how many bytes the answer's body will have.
 pub fn encoded_len(answer: &Answer) -> usize {
-    let is_binary = answer.wanted.outputs.iter().all(|output| output.binary);
+    let is_binary = answer.wanted().outputs.iter().all(|output| output.binary);
     answer.byte_len() * if is_binary { 1 } else { JSON_GROWTH }
 }

@@ -23,7 +23,7 @@ pub fn finish<T: Send + 'static>(
     ticket.answer().and_then(move |answer| {
         let is_large = is_large_answer(&answer);
         pool.run(is_large, move || {
-            let encoded = encode(&answer).map_err(|error| tag(&answer.wanted.id, error))?;
+            let encoded = encode(&answer).map_err(|error| tag(&answer.wanted().id, error))?;
             answer.encoded();
             Ok(encoded)
         })

@@ -170,7 +170,7 @@ fn plain<'a>(bytes: &'a [u8], tenant_header: &str) -> Option<Plain<'a>> {
 async fn answer(connection: &Connection, submitted: Result<Ticket>) -> Result<Bytes> {
     let dataplane = &connection.gateway.dataplane;
     let encode = |answer: &Answer| {
-        encode(&answer.model().spec, &answer.wanted, &answer.views()).map(|encoded| written(&encoded))
+        encode(&answer.model().spec, answer.wanted(), &answer.views()).map(|encoded| written(&encoded))
     };
     let is_large = |answer: &Answer| encoded_len(answer) > LARGE;
     let out = inference::finish(&dataplane.pool, submitted?, is_large, encode).await?;

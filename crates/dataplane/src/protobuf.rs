@@ -131,7 +131,7 @@ fn parse_parameter(parameter: &InferParameter) -> Option<Value> {
 /// Writes a `ModelInferResponse` straight from the slab: a message of prost's would hold a copy of every tensor first.
 pub fn write(answer: &Answer, is_streamed: bool, buffer: &mut Vec<u8>) -> Result<()> {
     let (spec, views) = (&answer.model().spec, answer.views());
-    for (tag, text) in [(1, &spec.name), (2, &spec.version), (3, &answer.wanted.id)] {
+    for (tag, text) in [(1, &spec.name), (2, &spec.version), (3, &answer.wanted().id)] {
         if !text.is_empty() {
             write_field(tag, text.as_bytes(), buffer);
         }
@@ -139,12 +139,12 @@ pub fn write(answer: &Answer, is_streamed: bool, buffer: &mut Vec<u8>) -> Result
     if is_streamed {
         write_field(4, FINAL_RESPONSE, buffer);
     }
-    if let Some(covered) = answer.wanted.covered {
+    if let Some(covered) = answer.wanted().covered {
         write_field(4, guard::FIELDS[usize::from(covered)], buffer);
     }
     let mut contents: SmallVec<[Cow<'_, [u8]>; 4]> = SmallVec::new();
     let mut tensor = Vec::with_capacity(64);
-    for wanted in &answer.wanted.outputs {
+    for wanted in &answer.wanted().outputs {
         let view = &views[wanted.index];
         tensor.clear();
         write_field(1, view.spec.name.as_bytes(), &mut tensor);

@@ -110,7 +110,7 @@ async fn an_output_of_another_length_than_measured_is_an_error() {
         true
     });
     let answer = submit(&model, 1, 3).answer().await.unwrap();
-    let error = encode(&answer.model().spec, &answer.wanted, &answer.views()).unwrap_err();
+    let error = encode(&answer.model().spec, answer.wanted(), &answer.views()).unwrap_err();
     assert_eq!(error.code, Code::Internal);
 }
 

@@ -114,7 +114,7 @@ impl Request {
                 protobuf::write(answer, false, &mut body)?;
                 return Ok(Encoded { head_len: None, body: body.into() });
             }
-            let encoded = encode(&answer.model().spec, &answer.wanted, &answer.views())?;
+            let encoded = encode(&answer.model().spec, answer.wanted(), &answer.views())?;
             Ok(Encoded { head_len: encoded.head_len, body: encoded.body.into() })
         };
         let ticket = dataplane.pool.run(is_large, submit).await?;
