@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::io::Cursor;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -19,19 +20,22 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::io::InspectReader;
 
 use crate::config::Config;
 use crate::error::{Error, PANICKED};
 use crate::gateway::Gateway;
-use crate::lane::{self, Rewound};
+use crate::lane;
 use crate::reply;
 use crate::{framing, grpc, http as http_face};
 
 /// Longest headers of one request. It is also what is read at once of a large body, after which others have their turn:
 /// eight bodies of 1.6 MB that arrive together would hold up small requests for milliseconds.
 const MAX_HEADER_BYTES: u32 = 32 << 10;
+/// Most requests in flight on one connection.
+const MAX_STREAMS: u32 = 1024;
 /// A whole large body may be on its way before we answer.
 const STREAM_WINDOW: u32 = 2 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
@@ -205,8 +209,10 @@ where
     });
     let Some(read) = read.await else { return };
     drop(lane);
-    let stream = Rewound::new(&connection, read, stream);
-    let shared = Arc::clone(&connection);
+    let (reader, writer) = tokio::io::split(stream);
+    let (heard, shared) = (Arc::clone(&connection), Arc::clone(&connection));
+    let reader = InspectReader::new(Cursor::new(read).chain(reader), move |_: &[u8]| heard.state.hear());
+    let stream = tokio::io::join(reader, writer);
     // Boxed, because futures keep what they are given twice: as an argument, and again where they pass it on.
     let service = service_fn(move |request: Request<Incoming>| {
         Arc::clone(&shared).answer(Box::new(request.into_parts()))
@@ -216,7 +222,7 @@ where
     settings
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(connection.gateway.dataplane.config.max_streams)
+        .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADER_BYTES)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

@@ -13,7 +13,7 @@ use futures_util::FutureExt;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 use socket2::{Domain, Socket, Type};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime;
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
@@ -134,16 +134,12 @@ impl Door {
         let (socket, gateway, drained) = (self.socket.try_clone()?, Arc::clone(gateway), drained.clone());
         if self.is_unix {
             let listener = UnixListener::from_std(socket.into())?;
-            tokio::spawn(accept_task(gateway, listener, |_, _| "unix".to_owned(), false, drained));
-            return Ok(());
+            tokio::spawn(accept_task(gateway, listener, |_| "unix".to_owned(), false, drained));
+        } else {
+            let (listener, name) =
+                (TcpListener::from_std(socket.into())?, |from: SocketAddr| from.to_string());
+            tokio::spawn(accept_task(gateway, listener, name, self.is_metrics_only, drained));
         }
-        let greet = |stream: &TcpStream, client: SocketAddr| {
-            // A socket that is already closed refuses; serving it finds out.
-            drop(stream.set_nodelay(true));
-            client.to_string()
-        };
-        let listener = TcpListener::from_std(socket.into())?;
-        tokio::spawn(accept_task(gateway, listener, greet, self.is_metrics_only, drained));
         Ok(())
     }
 }
@@ -181,6 +177,8 @@ fn bind_port(host: &str, port: u16) -> io::Result<Socket> {
     let address = *found.first().ok_or(io::ErrorKind::AddrNotAvailable)?;
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
     socket.set_reuse_address(true)?;
+    // Accepted sockets inherit it.
+    socket.set_tcp_nodelay(true)?;
     if let IpAddr::V6(ip) = address.ip() {
         // `::` means every address of this machine, IPv4 included.
         socket.set_only_v6(!ip.is_unspecified())?;
@@ -215,11 +213,11 @@ fn raise_descriptor_limit() {
 }
 
 /// Accepts until the gateway drains: whoever has connected by then is served, and a client that is about to send its next
-/// request has a moment to do so. `greet` tells who has come.
+/// request has a moment to do so. `name` tells who has come.
 async fn accept_task<L>(
     gateway: Arc<Gateway>,
     mut listener: L,
-    greet: fn(&L::Io, L::Addr) -> String,
+    name: fn(L::Addr) -> String,
     is_metrics_only: bool,
     drained: CancellationToken,
 ) where
@@ -234,12 +232,12 @@ async fn accept_task<L>(
         loop {
             match listener.accept().await {
                 Ok((stream, address)) => {
-                    let client = greet(&stream, address);
                     // Nothing more is accepted while all slots are taken.
                     let slot = Arc::clone(&slots).acquire_owned().await;
                     let slot = slot.expect("this semaphore is never closed");
                     let (gateway, state) = (Arc::clone(&gateway), State::default());
-                    let connection = Arc::new(Connection { gateway, client, is_metrics_only, slot, state });
+                    let connection =
+                        Arc::new(Connection { gateway, client: name(address), is_metrics_only, slot, state });
                     connection.gateway.register(&connection);
                     tokio::spawn(serve_connection(connection, stream));
                 }
