@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use futures_util::TryFutureExt;
 use http::Uri;
 use http::request::Parts;
 use hyper::body::Incoming;
@@ -78,7 +77,7 @@ async fn unary(
     let answer = if method == "ModelInfer" {
         let encode = move |answer: &Answer| {
             let mut buffer = framing::begin(answer.byte_len() + 256);
-            protobuf::write(answer, false, &mut buffer)?;
+            protobuf::write(answer, &mut buffer)?;
             framing::finish(buffer, back)
         };
         let kept = dataplane.durable.is_some().then(|| message.clone());
@@ -94,23 +93,14 @@ async fn unary(
     Ok(framing::whole(dataplane.memory.count(answer), back))
 }
 
-/// One inference: decodes the message, then goes the way of all faces. Not `async`, so that nothing is kept twice.
-pub fn infer(
-    dataplane: &Arc<Dataplane>,
-    sender: Sender,
-    message: Message,
-    encode: impl FnOnce(&Answer) -> Result<Vec<u8>> + Send + 'static,
-) -> impl Future<Output = Result<Vec<u8>>> {
-    let submitted = submit(dataplane, sender, message);
-    submitted.and_then(|ticket| inference::finish(&dataplane.pool, ticket, is_large, encode))
-}
-
-fn is_large(answer: &Answer) -> bool {
+/// Whether encoding an answer would hold up a runtime thread.
+pub fn is_large(answer: &Answer) -> bool {
     answer.byte_len() > LARGE
 }
 
-/// Puts a message's request into its model's queue.
-fn submit(
+/// Puts a message's request into its model's queue: decodes it, then goes the way of all faces. Not `async`, so that nothing
+/// is kept twice.
+pub fn submit(
     dataplane: &Arc<Dataplane>,
     sender: Sender,
     message: Message,

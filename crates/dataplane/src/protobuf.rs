@@ -22,9 +22,6 @@ use crate::request::{Data, InferRequest, Input, Parameters, Requested};
 use crate::tensor::{DType, Shape};
 use crate::typed;
 
-/// A field of a response: the parameter by which Triton's clients know that nothing more follows for a request.
-const FINAL_RESPONSE: &[u8] = b"\x0a\x15triton_final_response\x12\x02\x08\x01";
-
 /// Room for an input, a parameter or a name.
 const PART: usize = 512;
 /// Room for a string of typed contents.
@@ -129,15 +126,12 @@ fn parse_parameter(parameter: &InferParameter) -> Option<Value> {
 }
 
 /// Writes a `ModelInferResponse` straight from the slab: a message of prost's would hold a copy of every tensor first.
-pub fn write(answer: &Answer, is_streamed: bool, buffer: &mut Vec<u8>) -> Result<()> {
+pub fn write(answer: &Answer, buffer: &mut Vec<u8>) -> Result<()> {
     let (spec, views) = (&answer.model().spec, answer.views());
     for (tag, text) in [(1, &spec.name), (2, &spec.version), (3, &answer.wanted().id)] {
         if !text.is_empty() {
             write_field(tag, text.as_bytes(), buffer);
         }
-    }
-    if is_streamed {
-        write_field(4, FINAL_RESPONSE, buffer);
     }
     if let Some(covered) = answer.wanted().covered {
         write_field(4, guard::FIELDS[usize::from(covered)], buffer);

@@ -22,13 +22,17 @@ use crate::connection::Busy;
 use crate::dataplane::Dataplane;
 use crate::error::{Error, PANICKED, Result};
 use crate::framing::{self, Reply, trailers};
-use crate::grpc::{infer, reply};
+use crate::grpc::{is_large, reply, submit};
+use crate::inference;
 use crate::proto;
 use crate::protobuf;
 use crate::request::Sender;
 
 /// Most requests of one stream that are under way; further ones are not read.
 const MAX_UNDER_WAY: usize = 256;
+
+/// The parameter of a response by which Triton's clients know that nothing more follows for a request.
+const FINAL_RESPONSE: &[u8] = b"\x0a\x15triton_final_response\x12\x02\x08\x01";
 
 /// A call with its settings.
 struct Call {
@@ -103,12 +107,17 @@ async fn answer(call: Arc<Call>, message: Result<Message>) -> Result<Bytes> {
     let (message, back) = (message?, call.back);
     let encode = move |answer: &Answer| {
         let mut message = Vec::with_capacity(answer.byte_len() + 256);
-        protobuf::write(answer, true, &mut message)?;
+        protobuf::write(answer, &mut message)?;
+        protobuf::write_field(4, FINAL_RESPONSE, &mut message);
         let mut buffer = framing::begin(message.len() + 16);
         protobuf::write_field(2, &message, &mut buffer);
         framing::finish(buffer, back)
     };
-    let answer = match infer(&call.dataplane, call.sender, message, encode).await {
+    let inferred = async {
+        let ticket = submit(&call.dataplane, call.sender, message).await?;
+        inference::finish(&call.dataplane.pool, ticket, is_large, encode).await
+    };
+    let answer = match inferred.await {
         Err(error) if !call.strict => {
             let error_message = error.message.into_owned();
             let infer_response = Some(proto::ModelInferResponse::default());

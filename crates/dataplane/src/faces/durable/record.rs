@@ -111,7 +111,7 @@ impl Request {
         let encode = move |answer: &Answer| {
             if is_grpc {
                 let mut body = Vec::with_capacity(answer.byte_len() + 256);
-                protobuf::write(answer, false, &mut body)?;
+                protobuf::write(answer, &mut body)?;
                 return Ok(Encoded { head_len: None, body: body.into() });
             }
             let encoded = encode(&answer.model().spec, answer.wanted(), &answer.views())?;
