@@ -22,6 +22,9 @@ _SIZES: Final = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9} | {
     for power, letter in enumerate("kmgt", start=1)
     for end in ("", "b")
 }
+MOST_REPLICAS: Final = 1024
+MOST_QUEUED: Final = 1 << 20
+"""Each request that may wait takes 32 bytes, whether there are any or not."""
 _BOOLEANS: Final = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
 
 
@@ -34,10 +37,10 @@ class Kind:
     example: str
 
 
-def _read_scaled(text: str, units: Mapping[str, float]) -> float:
+def _read_scaled(text: str, units: Mapping[str, float], most: float = 1e18) -> float:
     number = text.strip().rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
     value = float(number) * units[text.strip()[len(number) :].strip().lower()]
-    if not 0 <= value < float("inf"):
+    if not 0 <= value <= most:
         raise ValueError(text)
     return value
 
@@ -76,7 +79,7 @@ NUMBER: Final = Kind(
 )
 DURATION: Final = Kind(
     "DURATION",
-    lambda text: _read_scaled(text, _DURATIONS),
+    lambda text: _read_scaled(text, _DURATIONS, most=1e9),
     "a number with a unit, such as 30s or 20ms",
 )
 SIZE: Final = Kind(
@@ -210,7 +213,7 @@ class ModelConfig:
     """onnxruntime, python or null; empty = by the model's file."""
     provider: str = _setting("cpu", TEXT)
     """Execution provider of the engine, such as cpu or cuda."""
-    replicas: int = _setting(1, _integer(1, 1024))
+    replicas: int = _setting(1, _integer(1, MOST_REPLICAS))
     """Processes that serve one version."""
     threads: int = _setting(0, _integer(0, 1024))
     """Engine threads per replica; 0 = processors / replicas, 1 for a file below 64 KB."""
@@ -224,7 +227,7 @@ class ModelConfig:
     """A load that takes longer has failed."""
     memory_limit_bytes: int = _setting(0, SIZE, name="memory_limit")
     """Memory of one replica; 0 = half of what the machine grants."""
-    max_queue_requests: int = _setting(1024, _integer(1))
+    max_queue_requests: int = _setting(1024, _integer(1, MOST_QUEUED))
     """Most requests that wait or run."""
     max_queue_bytes: int = _setting(256 << 20, SIZE)
     """Most input bytes that wait or run."""
@@ -339,9 +342,12 @@ class Setting:
         """Read a value from a file, the environment or a flag; `source` names it in the error."""
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         try:
+            if isinstance(value, dict):
+                raise ValueError(value)
             return self.kind.read(text)
         except (ValueError, KeyError, OverflowError):
-            message = f"{source} has the value {text!r}, which cannot be used"
+            shown = text.rpartition("@")[2] if self.kind is JOURNAL else text  # no password
+            message = f"{source} has the value {shown!r}, which cannot be used"
             raise ConfigError(message, hint=f"write {self.kind.example}") from None
 
 

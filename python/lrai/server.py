@@ -155,8 +155,13 @@ class Server:
     def _explain(self, command: Event) -> None:
         """Answer why a model's knobs are what they are."""
         name, version = command.model, str(command.parameters.get("version", ""))
-        if plain := self._scheduler.why(name, version):
-            self._gateway.answer(command.ticket, "", json.dumps(plain))
+        try:
+            if plain := self._scheduler.why(name, version):
+                self._gateway.answer(command.ticket, "", json.dumps(plain))
+                return
+        except Exception as error:  # noqa: BLE001, the events behind this one must be heard
+            message = f"model '{name}' cannot be explained: {error!r}"
+            self._gateway.answer(command.ticket, "internal", message)
             return
         which = f"'{name}'" + (f" version {version}" if version else "")
         self._gateway.answer(command.ticket, "not_found", f"model {which} is not served")

@@ -42,6 +42,9 @@ def test_size_is_a_number_with_a_unit(text: str, size: int) -> None:
         ("drain_timeout", "soon"),
         ("drain_timeout", "-1s"),
         ("drain_timeout", "nans"),
+        ("drain_timeout", "1e300s"),
+        ("max_body_bytes", "1e30"),
+        ("max_queue_requests", "2147483648"),
         ("max_body_bytes", "64 furlongs"),
         ("max_body_bytes", ""),
         ("http_port", "70000"),
@@ -57,6 +60,19 @@ def test_bad_value_stops_with_its_source_and_a_hint(name: str, text: str) -> Non
         load_settings({name: text}, {})
     assert caught.value.message.startswith(f"--{name.replace('_', '-')} has the value {text!r}")
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, {}])
+def test_a_table_is_no_value(value: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=r"\[server\] state has the value ['\"]\{"):
+        overlay(Settings(), {"server": {"state": value}}, Path("lrai.toml"))
+
+
+def test_a_password_is_not_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings({}, {"LRAI_JOURNAL_PLACE": "rediss://user:secret@host"})
+    assert "secret" not in str(caught.value)
+    assert "'host'" in caught.value.message
 
 
 def test_bad_variable_is_named() -> None:

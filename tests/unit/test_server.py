@@ -255,6 +255,25 @@ async def test_server_explains_a_model_to_whom_asks(world: Any) -> None:
     assert await running == 0
 
 
+async def test_a_model_that_cannot_be_explained_keeps_no_event_from_being_heard(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.write("mlp.onnx")
+    server, running = await started(world)
+
+    def fail(name: str, version: str) -> None:
+        raise ArithmeticError(name, version)
+
+    monkeypatch.setattr(server._scheduler, "why", fail)
+    world.native.push("command", ticket=1, kind="why", model="mlp", parameters={})
+    world.native.push("command", ticket=2, kind="unload", model="other", parameters={})
+    await world.until(lambda: len(world.native.answers) == 2)
+    code, message = world.native.answers[1]
+    assert (code, "ArithmeticError('mlp', '')" in message) == ("internal", True)
+    server.stop()
+    assert await running == 0
+
+
 async def test_traffic_moves_the_knobs(world: Any) -> None:
     world.write("mlp.onnx")
     server, running = await started(world, latency_goal="1ms")

@@ -1,5 +1,7 @@
 //! Why the journal could not do what it was asked for.
 
+use crate::journal::Place;
+
 /// A refusal or a failure; one sentence.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
@@ -22,4 +24,18 @@ pub enum Fault {
     /// The store failed or cannot be reached.
     #[error("the journal failed: {0}")]
     Failed(String),
+}
+
+impl Fault {
+    /// The same, with the place where it happened and what may help, if it does not tell that itself.
+    #[must_use]
+    pub(crate) fn at(self, place: &Place) -> Self {
+        match self {
+            Self::Failed(why) if !why.contains("hint: ") => {
+                let hint = "start a server there, or write redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]";
+                Self::Failed(format!("{place} cannot be used: {why}, hint: {hint}"))
+            }
+            other => other,
+        }
+    }
 }

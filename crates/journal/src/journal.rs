@@ -4,7 +4,6 @@ use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
@@ -51,7 +50,8 @@ impl Display for Place {
             Self::Folder(folder) => folder.display().fmt(formatter),
             Self::Redis(address) => {
                 let (scheme, rest) = address.split_once("://").unwrap_or(("redis", address));
-                write!(formatter, "{scheme}://{}", rest.rsplit('@').next().unwrap_or_default())
+                let rest = rest.rsplit('@').next().unwrap_or_default();
+                write!(formatter, "{scheme}://{}", rest.split('?').next().unwrap_or_default())
             }
         }
     }
@@ -102,15 +102,13 @@ impl Journal {
                 (Box::new(Sqlite::create(folder)?), Box::new(Sqlite::read(folder)?), Vec::new())
             }
             Place::Redis(address) => {
-                let (writer, notes) = Redis::open(address)?;
+                let (writer, notes) = Redis::open(address).map_err(|fault| fault.at(place))?;
                 (Box::new(writer), Box::new(Redis::read(address)?), notes)
             }
         };
         let unfinished = unfinished(&mut *writer)?;
         let counters = Arc::<Counters>::default();
-        let totals = writer.totals()?;
-        counters.bytes.store(totals.bytes, Relaxed);
-        counters.waiting.store(totals.waiting, Relaxed);
+        counters.follow(writer.totals()?);
         let ((jobs, waiting), (questions, asked)) = (channel(), channel());
         let shared = Arc::clone(&counters);
         start("lrai-journal", move || write(writer, &waiting, &shared))?;

@@ -4,12 +4,12 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use ::redis::{Client, Connection, FromRedisValue, Pipeline, RedisError, RedisResult, cmd, pipe};
+use ::redis::{Client, Connection, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult, cmd, pipe};
 
 use crate::entry::{Found, Id, Progress, Record};
 use crate::fault::Fault;
 use crate::planner::{Change, Planner, Row};
-use crate::store::{Outcome, Store, Totals, Write};
+use crate::store::{Expired, MAX_EXPIRED, Outcome, Store, Totals, Write};
 
 /// The stream of unfinished entries: `SEQ-0` with token and lane.
 const UNFINISHED: &str = "lrai:unfinished";
@@ -25,14 +25,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often, and with what pause, we look whether a former server's connection has gone.
 const LOOKS: u32 = 20;
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
-/// Most answers that are forgotten at once.
-const MAX_EXPIRED: usize = 1024;
 
 /// A database of Redis.
 pub struct Redis {
     client: Client,
     connection: Option<Connection>,
     is_writer: bool,
+    /// What Redis calls the writer's last connection.
+    own: Option<u64>,
     last: u64,
     /// Requests of a transaction whose outcome is unknown; they were refused, and go when Redis is there again.
     doubtful: Vec<Write>,
@@ -77,7 +77,8 @@ impl Redis {
     /// The database, only to be read.
     pub fn read(address: &str) -> Result<Self, Fault> {
         let client = Client::open(address)?;
-        Ok(Self { client, connection: None, is_writer: false, last: 0, doubtful: Vec::new() })
+        let (connection, is_writer, own, last) = (None, false, None, 0);
+        Ok(Self { client, connection, is_writer, own, last, doubtful: Vec::new() })
     }
 
     /// The connection; a lost one is made again.
@@ -90,6 +91,15 @@ impl Redis {
         new.set_write_timeout(Some(PATIENCE))?;
         if self.is_writer {
             cmd("CLIENT").arg("SETNAME").arg(WRITER).exec(&mut new)?;
+            if let Some(own) = self.own {
+                // Redis may not have noticed that it has gone.
+                let _ = cmd("CLIENT").arg("KILL").arg("ID").arg(own).exec(&mut new);
+                if !is_alone(&mut new) {
+                    let why = "another server has taken over this database meanwhile";
+                    return Err((ErrorKind::Client, why).into());
+                }
+            }
+            self.own = cmd("CLIENT").arg("ID").query(&mut new).ok();
             self.last = self.last.max(last_seq(&mut new));
         }
         Ok(self.connection.insert(new))
@@ -295,7 +305,7 @@ impl Store for Redis {
         self.try_commit(writes)
     }
 
-    fn expire(&mut self, now_ms: u64) -> Result<u64, Fault> {
+    fn expire(&mut self, now_ms: u64) -> Result<Expired, Fault> {
         let seqs: Vec<u64> = self.with(|connection| {
             let mut range = cmd("ZRANGEBYSCORE");
             range.arg(EXPIRING).arg("-inf").arg(now_ms).arg("LIMIT").arg(0).arg(MAX_EXPIRED);
@@ -306,14 +316,20 @@ impl Store for Redis {
             tokens.cmd("HGET").arg(entry_key(*seq)).arg("token");
         }
         let tokens: Vec<Option<String>> = self.with(|connection| query(&tokens, connection))?;
-        let ids = seqs
-            .into_iter()
-            .zip(tokens)
-            .filter_map(|(seq, token)| Some(Id { seq, token: u128::from_str_radix(&token?, 16).ok()? }));
-        let removals: Vec<_> = ids.map(Write::Remove).collect();
+        let (mut removals, mut lost) = (Vec::new(), pipe());
+        for (seq, token) in seqs.iter().zip(tokens) {
+            match token.and_then(|token| u128::from_str_radix(&token, 16).ok()) {
+                Some(token) => removals.push(Write::Remove(Id { seq: *seq, token })),
+                // Redis has dropped the entry; its time must not stand before those of others.
+                None => _ = lost.cmd("ZREM").arg(EXPIRING).arg(seq).ignore(),
+            }
+        }
+        if !lost.is_empty() {
+            self.with(|connection| lost.exec(connection))?;
+        }
         let outcomes = if removals.is_empty() { Vec::new() } else { self.try_commit(&removals)? };
         let size = |outcome| if let Outcome::Changed { size, .. } = outcome { size } else { 0 };
-        Ok(outcomes.into_iter().map(size).sum())
+        Ok(Expired { bytes: outcomes.into_iter().map(size).sum(), has_more: seqs.len() == MAX_EXPIRED })
     }
 
     fn find(&mut self, id: Id, now_ms: u64) -> Result<Option<Found>, Fault> {

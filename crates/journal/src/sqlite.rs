@@ -11,7 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::entry::{Entry, Found, Id, Progress, Record};
 use crate::fault::Fault;
-use crate::store::{Outcome, Store, Totals, Write};
+use crate::store::{Expired, MAX_EXPIRED, Outcome, Store, Totals, Write};
 
 /// The file's layout; a file of another one is not touched.
 const VERSION: i64 = 1;
@@ -185,15 +185,15 @@ impl Store for Sqlite {
         Ok(outcomes)
     }
 
-    fn expire(&mut self, now_ms: u64) -> Result<u64, Fault> {
-        let mut delete =
-            self.connection.prepare_cached("DELETE FROM entries WHERE expires <= ? RETURNING size")?;
-        let sizes = delete.query_map([now_ms as i64], |row| row.get::<_, i64>(0))?;
-        let mut freed = 0;
-        for size in sizes {
-            freed += size? as u64;
-        }
-        Ok(freed)
+    fn expire(&mut self, now_ms: u64) -> Result<Expired, Fault> {
+        let mut delete = self.connection.prepare_cached(
+            "DELETE FROM entries
+             WHERE seq IN (SELECT seq FROM entries WHERE expires <= ? ORDER BY expires LIMIT ?)
+             RETURNING size",
+        )?;
+        let sizes = delete.query_map([now_ms as i64, MAX_EXPIRED as i64], |row| row.get::<_, i64>(0))?;
+        let sizes = sizes.collect::<Result<Vec<_>, _>>()?;
+        Ok(Expired { bytes: sizes.iter().sum::<i64>() as u64, has_more: sizes.len() == MAX_EXPIRED })
     }
 
     fn find(&mut self, id: Id, now_ms: u64) -> Result<Option<Found>, Fault> {

@@ -59,13 +59,25 @@ pub struct Totals {
     pub waiting: u64,
 }
 
+/// Most answers that are forgotten at once, so that no request waits behind many of them.
+pub const MAX_EXPIRED: usize = 1024;
+
+/// What was forgotten because its time has passed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Expired {
+    /// Bytes that it counted for.
+    pub bytes: u64,
+    /// There may be more of it.
+    pub has_more: bool,
+}
+
 /// Where entries lie. Everything waits for the disk or the network.
 pub trait Store: Send {
     /// Makes all changes durable, or none; one outcome each.
     fn commit(&mut self, writes: &[Write]) -> Result<Vec<Outcome>, Fault>;
 
-    /// Forgets answers whose time has passed; returns the bytes that they counted for.
-    fn expire(&mut self, now_ms: u64) -> Result<u64, Fault>;
+    /// Forgets at most [`MAX_EXPIRED`] answers whose time has passed, the oldest first.
+    fn expire(&mut self, now_ms: u64) -> Result<Expired, Fault>;
 
     /// The entry with this id, unless its time has passed.
     fn find(&mut self, id: Id, now_ms: u64) -> Result<Option<Found>, Fault>;

@@ -15,7 +15,7 @@ use lrai_journal::fault::Fault;
 use lrai_journal::journal::{Journal, Limits, Place};
 use lrai_journal::redis::Redis;
 use lrai_journal::sqlite::Sqlite;
-use lrai_journal::store::{Outcome, Store, Totals, Write};
+use lrai_journal::store::{Expired, MAX_EXPIRED, Outcome, Store, Totals, Write};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use tempfile::{TempDir, tempdir};
@@ -121,8 +121,9 @@ fn holds_the_contract(store: &mut dyn Store) {
     assert_eq!(store.unfinished(0, 9).unwrap(), [(two, "lane two".to_owned())]);
     assert_eq!(store.find(one, 0).unwrap().unwrap().progress, Progress::Done);
 
-    assert_eq!(store.expire(999).unwrap(), 0);
-    assert_eq!(store.expire(1000).unwrap(), record("answer").size());
+    assert_eq!(store.expire(999).unwrap(), Expired::default());
+    let expired = Expired { bytes: record("answer").size(), has_more: false };
+    assert_eq!(store.expire(1000).unwrap(), expired);
     assert_eq!(store.find(one, 0).unwrap(), None);
     let gone = Outcome::Changed { size: size_two, was_waiting: true };
     assert_eq!(store.commit(&[Write::Remove(two), Write::Remove(two)]).unwrap(), [gone, Outcome::Missing]);
@@ -130,6 +131,20 @@ fn holds_the_contract(store: &mut dyn Store) {
     let third = accepted(&store.commit(&[accept(17, Some(("a", 3)), "new")]).unwrap()[0]);
     assert!(third.seq > two.seq, "numbers are not used twice");
     store.commit(&[Write::Remove(third)]).unwrap();
+    forgets_in_parts(store);
+}
+
+/// Thousands of answers whose time has passed hold up nobody, and are all forgotten.
+fn forgets_in_parts(store: &mut dyn Store) {
+    let writes: Vec<_> = (0..MAX_EXPIRED + 1).map(|at| accept(at as u128, None, "x")).collect();
+    let ids: Vec<_> = store.commit(&writes).unwrap().iter().map(accepted).collect();
+    let answers: Vec<_> = ids.into_iter().map(|id| answer(id, "x", Progress::Done, 1000)).collect();
+    store.commit(&answers).unwrap();
+    let one = record("x").size();
+    let part = Expired { bytes: MAX_EXPIRED as u64 * one, has_more: true };
+    assert_eq!(store.expire(1000).unwrap(), part);
+    assert_eq!(store.expire(1000).unwrap(), Expired { bytes: one, has_more: false });
+    assert_eq!(store.totals().unwrap(), Totals::default());
 }
 
 #[test]
@@ -192,6 +207,54 @@ fn a_redis_that_went_away_is_found_again() {
     let second = accepted(&store.commit(&[accept(3, None, "after")]).unwrap()[0]);
     let waiting: Vec<_> = store.unfinished(0, 9).unwrap().into_iter().map(|(id, _)| id).collect();
     assert_eq!(waiting, [first, second], "what was refused is not there");
+}
+
+#[test]
+fn a_server_whose_redis_was_taken_over_writes_no_more() {
+    let Some(server) = RedisServer::durable() else { return };
+    let (mut first, _) = Redis::open(&server.address(0)).unwrap();
+    first.commit(&[accept(1, None, "before")]).unwrap();
+    let mut killer = redis_client(&server);
+    redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").exec(&mut killer).unwrap();
+    let (mut second, _) = Redis::open(&server.address(0)).unwrap();
+    for _ in 0..3 {
+        let refused = first.commit(&[accept(2, None, "too late")]).unwrap_err();
+        assert!(matches!(refused, Fault::Failed(_)), "{refused}");
+    }
+    let refused = first.commit(&[]).unwrap_err();
+    assert!(refused.to_string().contains("taken over"), "{refused}");
+    second.commit(&[accept(3, None, "after")]).unwrap();
+    assert_eq!(second.unfinished(0, 9).unwrap().len(), 2);
+    drop(second);
+    let end = Instant::now() + Duration::from_secs(20);
+    while first.commit(&[accept(4, None, "again")]).is_err() {
+        assert!(Instant::now() < end, "the database is free again");
+        sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn an_entry_that_redis_has_dropped_does_not_stand_before_others() {
+    let Some(server) = RedisServer::durable() else { return };
+    let (mut store, _) = Redis::open(&server.address(0)).unwrap();
+    let id = accepted(&store.commit(&[accept(1, None, "x")]).unwrap()[0]);
+    store.commit(&[answer(id, "x", Progress::Done, 1000)]).unwrap();
+    let mut client = redis_client(&server);
+    redis::cmd("DEL").arg(format!("lrai:entry:{}", id.seq)).exec(&mut client).unwrap();
+    assert_eq!(store.expire(1000).unwrap(), Expired::default());
+    let left: u64 = redis::cmd("ZCARD").arg("lrai:expiring").query(&mut client).unwrap();
+    assert_eq!(left, 0);
+}
+
+#[test]
+fn a_redis_that_is_not_there_is_named_with_a_hint() {
+    let limits = Limits { max_bytes: 1, keep: Duration::from_secs(1) };
+    for address in ["redis://", "redis://:1:2", "redis://u:secret@127.0.0.1:1/0", "redis://127.0.0.1:1/x"] {
+        let place: Place = address.parse().unwrap();
+        let text = Journal::open(&place, limits).err().unwrap().to_string();
+        assert!(text.contains("hint: ") && text.contains(&place.to_string()), "{text}");
+        assert!(!text.contains("secret"), "{text}");
+    }
 }
 
 fn redis_client(server: &RedisServer) -> redis::Connection {
@@ -440,6 +503,8 @@ async fn a_full_journal_refuses_at_once_until_something_goes() {
 fn a_place_shows_no_password() {
     let place: Place = "redis://user:secret@host:1/2".parse().unwrap();
     assert_eq!(place.to_string(), "redis://host:1/2");
+    let place: Place = "redis+unix:///run/redis.sock?db=1&pass=secret".parse().unwrap();
+    assert_eq!(place.to_string(), "redis+unix:///run/redis.sock");
     assert_eq!("sqlite:/x/y".parse::<Place>().unwrap().to_string(), "/x/y");
     assert!("postgres://host".parse::<Place>().is_err());
 }

@@ -30,23 +30,34 @@ class Client:
 
     def __init__(self, url: str, timeout_s: float = 60.0) -> None:
         """Know the server at `url`, such as http://127.0.0.1:8000."""
-        parts = urlsplit(url if "//" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"--url is {url!r}", hint=f"write it as {DEFAULT_URL}")
+        try:
+            parts = urlsplit(url if "//" in url else f"http://{url}")
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise _no_url(url) from error
+        if parts.scheme not in ("http", "https") or not host:
+            raise _no_url(url)
         kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
         self._kind = kinds[parts.scheme]
-        self._place = (parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme])
+        self._place = (host, port or {"http": 80, "https": 443}[parts.scheme])
         self._prefix = parts.path.rstrip("/")
         self._timeout_s = timeout_s
         self.url = url
 
     def get(self, path: str) -> Any:
         """GET a JSON document."""
-        return json.loads(self.call("GET", path).body or b"null")
+        return self._json(self.call("GET", path))
 
     def post(self, path: str, document: object) -> Any:
         """POST a JSON document; return the answer's, or None if it has no body."""
-        return json.loads(self.call("POST", path, json.dumps(document).encode()).body or b"null")
+        return self._json(self.call("POST", path, json.dumps(document).encode()))
+
+    def _json(self, answer: Answer) -> Any:
+        try:
+            return json.loads(answer.body or b"null")
+        except ValueError as error:
+            message = f"{self.url} does not speak the Open Inference Protocol: {error}"
+            raise UnavailableError(message, hint="check the address") from error
 
     def call(
         self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
@@ -78,6 +89,10 @@ def model_path(model: str, version: str = "") -> str:
     """Return the path of a model, or of one of its versions."""
     path = f"/v2/models/{quote(model, safe='')}"
     return f"{path}/versions/{quote(version, safe='')}" if version else path
+
+
+def _no_url(url: str) -> ConfigError:
+    return ConfigError(f"--url is {url!r}", hint=f"write it as {DEFAULT_URL}")
 
 
 def _refusal(status: int, content: bytes) -> str:

@@ -15,6 +15,7 @@ from lrai.scheduler.lab import report, traces
 from lrai.scheduler.lab.service import read_service
 from lrai.scheduler.lab.simulator import Scene
 
+_MOST_S: Final = 1e6
 _TRACES: Final = "poisson-0.2,mmpp,drift,step"
 _POLICIES: Final = "greedy,static-32,fixed-delay,aimd,model-based,hindsight"
 _HELP: Final = """Find out, without a server, how policies would batch a model's requests.
@@ -73,7 +74,7 @@ def _simulate(  # noqa: PLR0913 - one parameter per option
         cpu_cost,
         seed,
     )
-    names = [name.strip() for name in policies.split(",") if name.strip()]
+    names = [name.strip() for name in policies.split(",")]
     report.check_names(names)
     pair = partial(_pair, scene, _seconds("--duration", duration), _read_lengths(lengths))
     judged = [
@@ -123,6 +124,10 @@ def _read_lengths(text: str) -> tuple[float, float, int] | None:
 
 def _seconds(option: str, text: str) -> float:
     try:
-        return float(str(DURATION.read(text)))
+        seconds = float(str(DURATION.read(text)))
+        if seconds > _MOST_S:
+            raise ValueError(text)
     except (ValueError, KeyError) as error:
-        raise ConfigError(f"{option} is {text!r}", f"write {DURATION.example}") from error
+        hint = f"write {DURATION.example}, up to {_MOST_S:g} s"
+        raise ConfigError(f"{option} is {text!r}", hint) from error
+    return seconds

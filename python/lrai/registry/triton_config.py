@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from lrai.config import MOST_QUEUED, MOST_REPLICAS
 from lrai.core.model import DATATYPES
 from lrai.errors import RepositoryError
 
@@ -118,6 +119,7 @@ class _Reader:
                     " hint: set provider = 'cuda' in lrai.toml where onnxruntime-gpu is installed"
                 )
             self._note_unused(f"{where}.", group.keys() - {"name", "count", "kind"}, group)
+        self._number(total, "the sum of instance_group.count", most=MOST_REPLICAS)
         return total or None
 
     def _versions(self) -> tuple[tuple[int, ...] | None, int]:
@@ -126,7 +128,8 @@ class _Reader:
             return (), 0
         if "specific" in policy:
             versions = policy["specific"].get("versions", [])
-            return tuple(self._number(one, "version_policy.specific") for one in versions), 0
+            where = "version_policy.specific"
+            return tuple(self._number(one, where, most=1 << 63) for one in versions), 0
         latest = policy.get("latest", {}).get("num_versions", 1)
         return None, self._number(latest, "version_policy.latest.num_versions", low=1)
 
@@ -154,7 +157,7 @@ class _Reader:
             "max_queue_delay_microseconds", batching.pop("max_queue_delay_microseconds", None)
         )
         queue = dict(batching.pop("default_queue_policy", {}))
-        size = self._optional("max_queue_size", queue.pop("max_queue_size", None))
+        size = self._number(queue.pop("max_queue_size", 0), "max_queue_size", most=MOST_QUEUED)
         self._note_unused("dynamic_batching.default_queue_policy.", queue.keys(), queue)
         self._note_unused("dynamic_batching.", batching.keys(), batching)
         return max(preferred, default=None), delay, size or None
@@ -193,14 +196,14 @@ class _Reader:
     def _optional(self, where: str, value: object) -> int | None:
         return None if value is None else self._number(value, where)
 
-    def _number(self, value: object, where: str, low: int = 0) -> int:
+    def _number(self, value: object, where: str, low: int = 0, most: int = 1 << 31) -> int:
         try:
             number = int(str(value))
         except ValueError:
             number = low - 1
-        if number < low:
+        if not low <= number <= most:
             message = f"{self._source}: {where} is {value!r}"
-            raise RepositoryError(message, hint=f"write a whole number of at least {low}")
+            raise RepositoryError(message, hint=f"write a whole number from {low} to {most}")
         return number
 
     def _note_unused(self, where: str, names: Any, plain: Mapping[str, Any]) -> None:

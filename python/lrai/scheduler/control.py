@@ -41,7 +41,8 @@ class Notice:
     """Something that a person, or another part of the server, may want to act on."""
 
     kind: str
-    """latency_alert, latency_back, goal_unreachable, retune, learnt_ignored or policy_failed."""
+    """latency_alert, latency_back, goal_unreachable, retune, policy_failed, learnt_ignored or
+    state_lost."""
     subject: Subject
     message: str
     fields: dict[str, object] = field(default_factory=dict)
@@ -60,8 +61,9 @@ class Controller:
         self.knobs = self._wanted = policy.first()
         self._lengths = LengthModel(subject.longest) if subject.longest else None
         self.notices: list[Notice] = []
-        """To be taken by the scheduler after each tick, with the days that have `ended`."""
-        self.ended: list[Digest] = []
+        """To be taken by the scheduler after each tick."""
+        self.ended: deque[Digest] = deque(maxlen=_KEPT_DIGESTS)
+        """Days that are to be kept."""
         self._counters = Counters(0.0)
         self._is_alarmed = self._is_told = False
 
@@ -93,7 +95,7 @@ class Controller:
             if not self._is_alarmed and p99_s > self.config.alert_factor * goal_s:
                 self._is_alarmed = True
                 self._notice("latency_alert", _against(p99_s, goal_s), p99_s=p99_s, goal_s=goal_s)
-            elif self._is_alarmed and p99_s <= goal_s:
+            elif self._is_alarmed and p99_s <= min(1.0, self.config.alert_factor) * goal_s:
                 self._is_alarmed = False
                 self._notice("latency_back", _against(p99_s, goal_s), p99_s=p99_s, goal_s=goal_s)
         policy = self.policy
@@ -154,34 +156,32 @@ class Scheduler:
         goal_s = config.latency_goal_s or None
         target = Target(goal_s, max(1, subject.max_rows), config.cpu_cost, subject.replicas)
         policy = Static(target, fixed) if fixed else POLICIES[config.policy](target)
-        digests: list[Digest] = []
-        if self._store:
-            digests = self._store.digests(subject.name, subject.version, _KEPT_DIGESTS)
-            policy = self._taught(policy, subject)
+        policy, digests = self._taught(policy, subject)
         controller = Controller(subject, policy, config, digests)
         self._set_knobs(key, controller.knobs.to_json())
         self._controllers[key] = controller
 
-    def _taught(self, policy: Policy, subject: Subject) -> Policy:
-        """Return the policy with what was kept of it; without, where that is of another form."""
-        plain = (
-            self._store.learnt(subject.name, subject.version, policy.name) if self._store else {}
-        )
+    def _taught(self, policy: Policy, subject: Subject) -> tuple[Policy, list[Digest]]:
+        """Return the policy with what was kept of it, and past days; without what is unreadable."""
+        digests: list[Digest] = []
         try:
-            if plain:
-                policy.from_plain(plain)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            if self._store:
+                digests = self._store.digests(subject.name, subject.version, _KEPT_DIGESTS)
+                plain = self._store.learnt(subject.name, subject.version, policy.name)
+                if plain:
+                    policy.from_plain(plain)
+        except Exception as error:  # noqa: BLE001, a model is served without it too
             self._tell(
                 Notice("learnt_ignored", subject, f"what was learnt is unreadable: {error!r}")
             )
-            return type(policy)(policy.target)
-        return policy
+            policy = type(policy)(policy.target)
+        return policy, digests
 
     def remove(self, key: int) -> None:
         """Forget a model; what was learnt of it is kept."""
-        if controller := self._controllers.pop(key, None):
-            self._keep(controller)
         self._touched.discard(key)
+        if controller := self._controllers.pop(key, None):
+            self._keep([controller])
 
     def tick(self, now_s: float, windows: Iterable[Window], day: int) -> None:
         """Look at the models that had traffic; `now_s` only grows, `day` counts from 1970."""
@@ -196,22 +196,13 @@ class Scheduler:
             except Exception as error:  # noqa: BLE001, one model's policy fails alone
                 controller.retreat(error)
             self._touched.add(window.key)
-            if controller.notices or controller.ended:
-                self._spread(controller)
+            for notice in controller.notices:
+                self._tell(notice)
+            controller.notices.clear()
         self._ticked_s = now_s
         if self._store and self._touched and now_s - self._saved_s >= _SAVE_S:
             self._saved_s = now_s
             self.save()
-
-    def _spread(self, controller: Controller) -> None:
-        """Tell what a controller has noticed, and keep the days that have ended."""
-        for notice in controller.notices:
-            self._tell(notice)
-        if self._store:
-            for digest in controller.ended:
-                self._store.add(controller.subject.name, controller.subject.version, digest)
-        controller.notices.clear()
-        controller.ended.clear()
 
     def why(self, name: str, version: str = "") -> dict[str, Any] | None:
         """Return what is known of a model's latest version, or of one; None if it is not served."""
@@ -224,11 +215,8 @@ class Scheduler:
 
     def save(self) -> None:
         """Keep what was learnt since the last time."""
-        for key in self._touched:
-            self._keep(self._controllers[key])
+        self._keep([self._controllers[key] for key in self._touched])
         self._touched.clear()
-        if self._store:
-            self._store.commit()
 
     def close(self) -> None:
         """Keep everything and let go of the file."""
@@ -236,10 +224,19 @@ class Scheduler:
             self.save()
             self._store.close()
 
-    def _keep(self, controller: Controller) -> None:
-        if self._store and (plain := controller.policy.to_plain()):
-            subject = controller.subject
-            self._store.keep(subject.name, subject.version, controller.policy.name, plain)
+    def _keep(self, controllers: Iterable[Controller]) -> None:
+        """Write down what was learnt, and the days that have ended; if that fails, say so."""
+        if self._store is None:
+            return
+        for one in controllers:
+            name, version = one.subject.name, one.subject.version
+            try:
+                self._store.keep(name, version, one.policy.name, one.policy.to_plain(), one.ended)
+            except Exception as error:  # noqa: BLE001, serving goes on without it
+                why = f"what was learnt is not kept: {error}, hint: look at the folder of --state"
+                self._tell(Notice("state_lost", one.subject, why))
+                return
+            one.ended.clear()
 
 
 def _is_same(one: Knobs, other: Knobs) -> bool:

@@ -27,6 +27,8 @@ _REPLAN_S: Final = 1.0
 _PROBE_S: Final = 60.0
 # A full batch that is over so soon delays nobody, so a noisy look must not make it smaller.
 _QUICK_S: Final = 0.005
+# Every size is looked at in every plan; no batch is larger than this, whatever the model takes.
+_MOST_ROWS: Final = 8192
 _MOST_LATE: Final = 0.005
 _MOST_MARGIN: Final = 0.5
 
@@ -38,8 +40,9 @@ class ModelBased(Policy):
 
     def __init__(self, target: Target) -> None:
         """Begin greedy: nothing is known yet."""
-        super().__init__(target)
-        self.service = ServiceModel(target.max_rows)
+        super().__init__(replace(target, max_rows=min(target.max_rows, _MOST_ROWS)))
+        target = self.target
+        self.service = ServiceModel(self.target.max_rows)
         self.arrivals = ArrivalModel()
         self.plan: Plan | None = None
         self.margin = 0.0
@@ -47,7 +50,7 @@ class ModelBased(Policy):
         self.longest_s = 0.0
         """How long a batch may wait for more rows and still meet the goal."""
         self._knobs = Knobs()
-        self._cap = target.max_rows
+        self._cap = self.target.max_rows
         self._planned_s = self._probed_s = float("-inf")
         self._planned_for: tuple[float, ...] = ()
         self._late = 0.0

@@ -14,62 +14,50 @@ class Window(Protocol):
     @property
     def key(self) -> int:
         """The model in the data plane."""
-        ...
 
     @property
     def requests(self) -> int:
         """Admitted requests since the start."""
-        ...
 
     @property
     def rows_in(self) -> int:
         """Admitted rows since the start."""
-        ...
 
     @property
     def burst_rows(self) -> int:
         """Most rows that came in any 10 ms since the last look."""
-        ...
 
     @property
     def latency_bounds_us(self) -> list[int]:
         """Upper bounds of the latency histogram's buckets; the last bucket has none."""
-        ...
 
     @property
     def latency_counts(self) -> list[int]:
         """Requests per bucket since the start, from request complete to answer begun."""
-        ...
 
     @property
     def late(self) -> int:
         """Requests answered after their deadline, since the start."""
-        ...
 
     @property
     def refused_late(self) -> int:
         """Requests refused because they would have been late, since the start."""
-        ...
 
     @property
     def queue_age_us(self) -> int:
         """Age of the oldest waiting request."""
-        ...
 
     @property
     def pending(self) -> int:
         """Requests that wait or run."""
-        ...
 
     @property
     def busy_ns(self) -> int:
         """Sum of all batches' times at their replicas, since the start."""
-        ...
 
     @property
     def replicas(self) -> int:
         """Replicas that take batches."""
-        ...
 
     @property
     def service(self) -> Sequence[tuple[int, int, int, float, float]]:
@@ -77,12 +65,10 @@ class Window(Protocol):
 
         A batch's time is what the replica took as the gateway saw it.
         """
-        ...
 
     @property
     def lengths(self) -> list[tuple[int, int]]:
         """Rows of a ragged model's requests since the last look, by length: length, rows."""
-        ...
 
 
 class ServiceSample(NamedTuple):

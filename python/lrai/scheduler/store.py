@@ -1,6 +1,7 @@
 """What the scheduler keeps beyond a restart: a small SQLite file."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,17 +44,26 @@ class Store:
         plain: dict[str, Any] = json.loads(row[0]) if row else {}
         return plain
 
-    def keep(self, model: str, version: str, policy: str, plain: dict[str, Any]) -> None:
-        """Keep what the policy has learnt; `commit` makes it last."""
-        row = (model, version, policy, json.dumps(plain))
-        self._database.execute("INSERT OR REPLACE INTO learnt VALUES (?, ?, ?, ?)", row)
+    def keep(
+        self,
+        model: str,
+        version: str,
+        policy: str,
+        plain: dict[str, Any],
+        days: Iterable[Digest] = (),
+    ) -> None:
+        """Keep what the policy has learnt, if anything, and days; forget those of a year ago.
 
-    def add(self, model: str, version: str, digest: Digest) -> None:
-        """Keep a day, and forget those of more than a year ago."""
-        row = (model, version, *digest)
-        self._database.execute("INSERT OR REPLACE INTO digests VALUES (?,?,?,?,?,?,?,?)", row)
-        oldest = digest.day - _KEPT_DAYS
-        self._database.execute("DELETE FROM digests WHERE day < ?", (oldest,))
+        Raises sqlite3.Error, for instance where the disk is full; then nothing of it is kept.
+        """
+        with self._database as database:
+            if plain:
+                learnt = (model, version, policy, json.dumps(plain))
+                database.execute("INSERT OR REPLACE INTO learnt VALUES (?, ?, ?, ?)", learnt)
+            for day in days:
+                row = (model, version, *day)
+                database.execute("INSERT OR REPLACE INTO digests VALUES (?,?,?,?,?,?,?,?)", row)
+                database.execute("DELETE FROM digests WHERE day < ?", (day.day - _KEPT_DAYS,))
 
     def digests(self, model: str, version: str, most: int) -> list[Digest]:
         """Return the last days with requests, oldest first."""
@@ -64,11 +74,6 @@ class Store:
         rows = self._database.execute(query, (model, version, most)).fetchall()
         return [Digest(*row) for row in reversed(rows)]
 
-    def commit(self) -> None:
-        """Make everything last that was kept."""
-        self._database.commit()
-
     def close(self) -> None:
-        """Commit and close the file."""
-        self._database.commit()
+        """Close the file."""
         self._database.close()

@@ -44,7 +44,9 @@ class Face(BaseHTTPRequestHandler):
             "/v2/models/mlp/config": CONFIG,
             "/v2/models/mlp/stats": {"model_stats": [STATS]},
         }
-        if self.path in known:
+        if self.path == "/":
+            self._send(200, b"<html>")
+        elif self.path in known:
             self._send(200, json.dumps(known[self.path]).encode())
         else:
             self._send(404, b'{"error": "Request for unknown model: \'x\' is not found"}')
@@ -110,12 +112,26 @@ def test_server_that_hangs_up_is_a_sentence() -> None:
         thread.join()
 
 
+def test_server_of_another_protocol_is_a_sentence(url: str) -> None:
+    with pytest.raises(UnavailableError, match=r"does not speak .* hint: check the address"):
+        Client(url).get("/")
+
+
+def test_why_of_a_model_that_is_not_there_is_a_sentence(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["models", "why", "x", "--url", url]) == 1
+    assert capsys.readouterr().err == "error: Request for unknown model: 'x' is not found\n"
+
+
 def test_refusal_of_the_server_is_told_in_its_words(url: str) -> None:
     with pytest.raises(LraiError, match=r"^Request for unknown model: 'x' is not found$"):
         Client(url).get("/v2/models/x")
 
 
-@pytest.mark.parametrize("url", ["ftp://host", "http://"])
+@pytest.mark.parametrize(
+    "url", ["ftp://host", "http://", "http://host:99999", "http://host:port", "http://["]
+)
 def test_bad_url_is_a_sentence(url: str) -> None:
     with pytest.raises(ConfigError, match="hint: write it as http://127"):
         Client(url)

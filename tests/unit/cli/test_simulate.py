@@ -46,7 +46,12 @@ def test_requests_of_different_length_share_no_batch_without_buckets(tmp_path, c
         (["--lengths", "64,0.8"], "--lengths is '64,0.8'"),
         (["--lengths", "64,0.8,32"], "--lengths is '64,0.8,32'"),
         (["--goal", "fast"], "--goal is 'fast'"),
+        (["--goal", "1e300s"], "--goal is '1e300s'"),
         (["--service", "fast"], "names no service times"),
+        (["--duration", "0s"], "a trace of 0 s"),
+        (["--duration", "1e6s"], "cannot be made"),
+        (["--duration", "1us"], "no request arrives in poisson-0.2"),
+        (["--policies", ""], "there is no policy ''"),
     ],
 )
 def test_what_cannot_be_simulated_is_said(options, text, capsys):

@@ -102,6 +102,11 @@ def test_fields_without_effect_are_noted_by_name() -> None:
         ({"name": "other"}, "names the model 'other', but its folder is 'mlp'"),
         ({"max_batch_size": -1}, "max_batch_size is -1"),
         ({"instance_group": [{"count": 0}]}, r"instance_group\[0\].count is 0"),
+        ({"instance_group": [{"count": 600}] * 2}, "the sum of instance_group.count is 1200"),
+        (
+            {"dynamic_batching": {"default_queue_policy": {"max_queue_size": 4294967295}}},
+            "max_queue_size is 4294967295",
+        ),
         ({"input": [{"dims": [1]}]}, r"input\[0\] has no name"),
         ({"input": [{"name": "x", "data_type": "FLOAT"}]}, r"input\[0\].data_type is 'FLOAT'"),
         ({"output": [{"name": "y", "dims": [-2]}]}, r"output\[0\].dims is -2"),

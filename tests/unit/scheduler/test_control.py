@@ -1,4 +1,5 @@
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,43 @@ def test_rate_after_a_silence_is_not_spread_over_it() -> None:
     assert policy.arrivals.rate == pytest.approx(2000, rel=0.01)  # type: ignore[attr-defined]
 
 
+def test_state_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:
+    plane = Plane(Store(tmp_path), latency_goal_s=0.001)
+    other = sqlite3.connect(tmp_path / "scheduler.sqlite")
+    other.execute("DROP TABLE learnt")
+    plane.scheduler.add(1, MLP, plane.config)
+    assert plane.kinds() == ["learnt_ignored"]
+    plane.run(30)
+    assert plane.kinds() == ["learnt_ignored", "state_lost"]
+    assert "hint: " in plane.notices[-1].message
+    assert plane.knobs[1]["goal_us"]
+    plane.scheduler.remove(1)
+    plane.scheduler.save()
+    assert plane.kinds()[2:] == ["state_lost"]
+
+
+def test_days_that_could_not_be_kept_are_kept_later(tmp_path: Path) -> None:
+    plane = Plane(Store(tmp_path))
+    plane.scheduler.add(1, MLP, plane.config)
+    plane.run(20)
+    other = sqlite3.connect(tmp_path / "scheduler.sqlite")
+    other.execute("ALTER TABLE digests RENAME TO away")
+    plane.run(20, day=DAY + 1)
+    plane.scheduler.save()
+    assert plane.kinds() == ["state_lost"]
+    other.execute("ALTER TABLE away RENAME TO digests")
+    plane.run(20, day=DAY + 1)
+    plane.scheduler.close()
+    assert [one.day for one in Store(tmp_path).digests("mlp", "1", 10)] == [DAY]
+
+
+def test_alert_below_the_goal_is_not_taken_back_at_once() -> None:
+    plane = Plane(latency_goal_s=0.001, alert_factor=0.25)
+    plane.scheduler.add(1, MLP, plane.config)
+    plane.run(60)
+    assert plane.kinds() == ["latency_alert"]
+
+
 def test_alert_is_raised_once_and_taken_back() -> None:
     plane = Plane(latency_goal_s=0.001)
     plane.scheduler.add(1, MLP, plane.config)
@@ -261,3 +299,9 @@ def test_what_cannot_be_read_is_not_learnt(tmp_path: Path) -> None:
     assert plane.kinds() == ["learnt_ignored"]
     plane.run(30)
     assert plane.knobs[1]["goal_us"]
+    plane.scheduler.close()
+    with sqlite3.connect(tmp_path / "scheduler.sqlite") as database:
+        database.execute("UPDATE learnt SET state = '{'")
+    broken = Plane(Store(tmp_path), latency_goal_s=0.001)
+    broken.scheduler.add(1, MLP, broken.config)
+    assert broken.kinds() == ["learnt_ignored"]

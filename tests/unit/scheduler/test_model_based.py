@@ -50,6 +50,12 @@ def test_is_greedy_without_a_goal() -> None:
     assert "without a latency goal" in policy.why()
 
 
+def test_a_model_of_a_million_rows_is_planned_for_thousands() -> None:
+    policy = taught(Target(None, 1 << 20), *MLP)
+    assert len(policy.service.table_s()) == 8192 + 1
+    assert knobs_of(policy).cap <= 8192
+
+
 @pytest.mark.parametrize("goal_s", [None, 0.015])
 def test_settles_on_single_rows_where_batches_do_not_pay(goal_s: float | None) -> None:
     policy = taught(Target(goal_s, 32), 10e-6, 420e-6, rate=1_000)

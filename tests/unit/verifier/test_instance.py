@@ -4,7 +4,6 @@ import signal
 import threading
 
 import pytest
-from onnx import TensorProto, helper, save
 
 from lrai.verifier import search
 from lrai.verifier.deadline import ElapsedError, deadline
@@ -16,17 +15,9 @@ TEXT = """(declare-const X_0 Real) (declare-const Y_0 Real)
 
 
 @pytest.fixture
-def instance(tmp_path):
-    graph = helper.make_graph(
-        [helper.make_node("Relu", ["x"], ["y"])],
-        "graph",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])],
-    )
-    opsets = [helper.make_opsetid("", 17)]
-    save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "m.onnx")
-    (tmp_path / "p.vnnlib").write_text(TEXT)
-    return Instance((tmp_path / "m.onnx",), tmp_path / "p.vnnlib", 0.3)
+def instance(relu):
+    (relu / "p.vnnlib").write_text(TEXT)
+    return Instance((relu / "m.onnx",), relu / "p.vnnlib", 0.3)
 
 
 def stand_still(_network, _subject, _settings, progress):

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from onnx import TensorProto, helper, save
 
 from lrai.errors import ConfigError
 from lrai.verifier.instance import Limits
@@ -18,20 +17,12 @@ TEXT = """(declare-const X_0 Real) (declare-const Y_0 Real)
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(relu):
     """y = relu(x), a property that holds and one that does not, and a list of both."""
-    graph = helper.make_graph(
-        [helper.make_node("Relu", ["x"], ["y"])],
-        "graph",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])],
-    )
-    opsets = [helper.make_opsetid("", 17)]
-    save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "m.onnx")
     for name, limit in (("safe", "2.5"), ("unsafe", "0.5")):
-        (tmp_path / f"{name}.vnnlib").write_text(TEXT.replace("LIMIT", limit))
-    (tmp_path / "list.csv").write_text("m.onnx,safe.vnnlib,30\nm.onnx,unsafe.vnnlib,30\n")
-    return tmp_path
+        (relu / f"{name}.vnnlib").write_text(TEXT.replace("LIMIT", limit))
+    (relu / "list.csv").write_text("m.onnx,safe.vnnlib,30\nm.onnx,unsafe.vnnlib,30\n")
+    return relu
 
 
 def start(folder, **settings):

@@ -54,7 +54,12 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def judge(names: Sequence[str], tuning: Trace, judging: Trace, scene: Scene) -> list[Judged]:
-    """Tune every policy on one trace and run it on the other; HINDSIGHT is tuned on the other."""
+    """Tune every policy on one trace and run it on the other; HINDSIGHT is tuned on the other.
+
+    Raises ConfigError for a trace without requests, and what `simulate` raises.
+    """
+    if not (len(tuning.times_ns) and len(judging.times_ns)):
+        raise ConfigError(f"no request arrives in {judging.name}", "let it last longer")
     found = []
     for name in names:
         if name == HINDSIGHT:

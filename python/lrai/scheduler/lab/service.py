@@ -3,13 +3,17 @@
 import json
 import urllib.request
 from dataclasses import asdict, dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from lrai.errors import ConfigError
 
 _HINT: Final = "write ALPHA,BETA in us, a .json file of [edge, rows, us] lists, or a server's URL"
 _PATIENCE_S: Final = 10.0
+# What the simulator takes: 32 bits, twelve days; nothing is faster than a nanosecond.
+_MOST_ROWS, _MOST_US, _LEAST_US = 1 << 32, 1e12, 1e-3
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Service:
             return curve[0][1]
         above = next((at for at, (b, _) in enumerate(curve) if b >= rows), len(curve) - 1)
         (low, start), (high, end) = curve[max(above, 1) - 1], curve[max(above, 1)]
-        return start + (end - start) * (rows - low) / (high - low)
+        return max(_LEAST_US, start + (end - start) * (rows - low) / (high - low))
 
     def capacity(self, max_rows: int, edge: int = 0) -> float:
         """Return the most rows/s that one replica can compute."""
@@ -60,14 +64,21 @@ def read_service(text: str, model: str = "") -> Service:
             return _checked(points)
         alpha_us, beta_us = map(float, text.split(","))
         return _checked([(0, rows, alpha_us + beta_us * rows) for rows in (1, 2)])
-    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+    except (OSError, HTTPException, ValueError, TypeError, LookupError) as error:
         raise ConfigError(f"--service {text} names no service times: {error}", _HINT) from None
+    except (OverflowError, RecursionError) as error:
+        raise ConfigError(f"--service {text} cannot be read: {error}", _HINT) from None
 
 
 def _checked(points: Any) -> Service:
     times = sorted((int(edge), int(rows), float(us)) for edge, rows, us in points)
-    if not times or any(rows < 1 or not 0 < us < float("inf") for _, rows, us in times):
-        raise ValueError("rows and times are above 0")
+    if not times or any(
+        not (0 <= edge < _MOST_ROWS and 0 < rows < _MOST_ROWS and _LEAST_US <= us < _MOST_US)
+        for edge, rows, us in times
+    ):
+        raise ValueError(f"rows are above 0, times {_LEAST_US:g} to {_MOST_US:g} us")
+    if len({one[:2] for one in times}) < len(times):
+        raise ValueError("two times for the same edge and rows")
     return Service(tuple(times))
 
 
@@ -75,7 +86,7 @@ def _asked(url: str, model: str) -> Service:
     """Read the mean time per batch size, as the gateway saw it, out of the server's statistics."""
     if not model:
         raise ValueError("a server has several models; name one with --model")
-    address = f"{url.rstrip('/')}/v2/models/{model}/stats"
+    address = f"{url.rstrip('/')}/v2/models/{quote(model, safe='')}/stats"
     with urllib.request.urlopen(address, timeout=_PATIENCE_S) as answer:
         batches = json.load(answer)["model_stats"][0]["batch_stats"]
     parts = ("compute_input", "compute_infer")  # the first one holds the way there and back

@@ -91,7 +91,8 @@ def _started(trace: Trace, scene: Scene) -> _native.Simulator:
     try:
         return _native.Simulator(json.dumps(config), *(one.tobytes() for one in arrivals))
     except _native.NativeError as error:
-        raise ConfigError(f"{trace.name} cannot be simulated: {error}") from error
+        hint = f"requests have at most {scene.max_rows} rows: --max-batch-size"
+        raise ConfigError(f"{trace.name} cannot be simulated: {error}", hint) from error
 
 
 def _outcome(told: dict[str, float], scene: Scene) -> Outcome:

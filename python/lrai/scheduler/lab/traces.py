@@ -14,6 +14,8 @@ from lrai.errors import ConfigError
 
 _BURST, _CALM = (0.1, 0.8), (0.5, 0.05)
 _DRIFT_S: Final = 2.0
+_MOST_S: Final = 1e6
+_MOST_REQUESTS: Final = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,15 @@ TRACES: Final[Mapping[str, Callable[[np.random.Generator, float], Phases]]] = {
 
 
 def make(name: str, capacity: float, seconds: float, seed: int) -> Trace:
-    """Return the trace of that name for a model of that capacity (rows/s); one row each."""
+    """Return the trace of that name for a model of that capacity (rows/s); one row each.
+
+    Raises ConfigError where that would be no time, or more requests than memory should hold.
+    """
+    if not 0 < seconds <= _MOST_S or capacity * seconds > _MOST_REQUESTS:
+        raise ConfigError(
+            f"a trace of {seconds:g} s for {capacity:.3g} rows/s cannot be made",
+            f"more than 0 s, up to {_MOST_S:g} s and {_MOST_REQUESTS:,} rows at full load",
+        )
     random = np.random.default_rng([seed, *name.encode()])
     times, start = [], 0.0
     for length, share in TRACES[name](random, seconds):
@@ -109,9 +119,9 @@ def read(path: Path) -> Trace:
             np.array([int(line[at]) if len(line) > at else default for line in lines], np.int64)
             for at, default in ((1, 1), (2, 0))
         )
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError, OverflowError, csv.Error) as error:
         raise ConfigError(f"{path} holds no trace: {error}", hint) from None
-    if not len(times) or not np.isfinite(times).all() or times.min() < 0 or times.max() > 1e6:
+    if not len(times) or not np.isfinite(times).all() or times.min() < 0 or times.max() > _MOST_S:
         raise ConfigError(f"{path} holds no trace: times are 0 to a million seconds", hint)
     if rows.min() < 1 or rows.max() > 65_536 or lengths.min() < 0 or lengths.max() > 2**31:
         raise ConfigError(f"{path} holds no trace: rows are 1 to 65536, lengths 0 to 2^31", hint)
@@ -127,9 +137,12 @@ def read(path: Path) -> Trace:
 
 
 def halves(trace: Trace) -> tuple[Trace, Trace]:
-    """Return the first and the second half of the trace's time."""
+    """Return both halves of the trace's time; raises ConfigError if one has no request."""
     middle_ns = round(trace.seconds * 5e8)
     at = int(np.searchsorted(trace.times_ns, middle_ns))
+    if not 0 < at < len(trace.times_ns):
+        message = f"{trace.name} has no request in one half of its {trace.seconds:.3g} s"
+        raise ConfigError(message, "one half is to tune policies on, the other to judge them on")
     half = partial(replace, trace, seconds=trace.seconds / 2)
     return (
         half(times_ns=trace.times_ns[:at], rows=trace.rows[:at], lengths=trace.lengths[:at]),

@@ -15,9 +15,14 @@ def train(lessons: Iterable[tuple[Trace, Scene]]) -> dict[str, Any]:
     for trace, scene in lessons:
         learner = Learner(scene.target, explores_every=1)
         learner.from_plain(arms)
-        simulate(lambda _, learner=learner: learner, trace, scene)  # type: ignore[misc]
-        arms = {"arms": learner.to_plain()["arms"]}
+        arms = _practise(learner, trace, scene)
     return arms
+
+
+def _practise(learner: Learner, trace: Trace, scene: Scene) -> dict[str, Any]:
+    """Return the learner's table of costs after one lesson."""
+    simulate(lambda _: learner, trace, scene)
+    return {"arms": learner.to_plain()["arms"]}
 
 
 def trained(plain: dict[str, Any], target: Target) -> Learner:

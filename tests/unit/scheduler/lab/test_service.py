@@ -64,7 +64,35 @@ def test_a_server_tells_what_it_has_measured():
     assert service.times_us == ((0, 1, 80.0), (0, 4, 100.0))
 
 
-@pytest.mark.parametrize("text", ["80", "80,x", "nowhere.json", "-80,13", "80,inf", "http://x"])
+def test_times_that_fall_with_rows_never_become_none():
+    falling = Service(((0, 4, 5.0), (0, 8, 3.0)))
+    assert falling.time_us(32) == 1e-3
+    assert falling.capacity(32) == pytest.approx(32e9)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["80", "80,x", "nowhere.json", "-80,13", "80,inf", "1e300,1", "0,1e-300", "http://x"],
+)
 def test_what_names_no_times_is_refused(text):
     with pytest.raises(ConfigError, match="names no service times"):
         read_service(text)
+
+
+def test_an_address_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match="names no service times"):
+        read_service("http://127.0.0.1:9/a b", "mlp")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{}", "[]", "[[0, 1]]", "[[0, 0, 5]]", "[[-1, 1, 5]]", "[[0, 4294967296, 5]]"),
+        *("[[0, 1e400, 5]]", "[[0, 1, 5], [0, 1, 7]]", "[" * 20_000),
+    ],
+)
+def test_a_file_without_times_is_refused(tmp_path, text):
+    path = tmp_path / "times.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"names no service times|cannot be read"):
+        read_service(str(path))

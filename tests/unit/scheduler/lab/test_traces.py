@@ -61,7 +61,28 @@ def test_a_file_is_read_sorted_and_cut_into_halves(tmp_path):
     assert second.times_ns[0] == 2_500_000_000 - round(trace.seconds * 5e8)
 
 
-@pytest.mark.parametrize("text", ["", "soon\n", "-1\n", "nan\n", "1,0\n", "1,1,-2\n", "1,70000\n"])
+def test_a_file_whose_requests_all_come_late_cannot_be_cut(tmp_path):
+    path = tmp_path / "arrivals.csv"
+    path.write_text("1.0\n1.1\n")
+    with pytest.raises(ConfigError, match="no request in one half"):
+        traces.halves(traces.read(path))
+
+
+@pytest.mark.parametrize(
+    ("capacity", "seconds"), [(1e4, 0.0), (1e4, 1e30), (1e4, float("nan")), (1e300, 1.0)]
+)
+def test_a_trace_that_memory_cannot_hold_is_refused(capacity, seconds):
+    with pytest.raises(ConfigError, match="cannot be made"):
+        traces.make("drift", capacity, seconds, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "soon\n", "-1\n", "nan\n", "1,0\n", "1,1,-2\n", "1,70000\n"),
+        *("1,99999999999999999999\n", '"' + 200_000 * "1"),
+    ],
+)
 def test_a_file_without_arrivals_is_refused(tmp_path, text):
     path = tmp_path / "arrivals.csv"
     path.write_text(text)
