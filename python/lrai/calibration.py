@@ -16,7 +16,6 @@ from lrai.actors.measure import BusyMachineError, Shapes, measure, probe
 from lrai.actors.messages import ActorSpec
 from lrai.actors.supervisor import Supervisor
 from lrai.core.model import Allocation, TensorInfo
-from lrai.errors import LraiError
 from lrai.log import get_log
 from lrai.machine import available_cpus
 from lrai.scheduler.allocation import (
@@ -154,8 +153,8 @@ class Calibrator:
             self._task = asyncio.get_running_loop().create_task(self._calibrate(key))
 
     async def stop(self) -> None:
-        """End what is measured now."""
-        self._next_s = _NEVER
+        """End what is measured now, and begin nothing more."""
+        self._cases.clear()
         if task := self._task:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -195,8 +194,8 @@ class Calibrator:
             case.tries += 1
             case.words = "it is measured when the machine is not busy with other things"
             case.due_s = self._clock() + _BUSY_WAIT_S * 2 ** min(case.tries, _MOST_DOUBLINGS)
-        except (LraiError, OSError) as error:
-            case.words, case.due_s = f"it could not be measured: {error}", _NEVER
+        except Exception as error:  # noqa: BLE001, one model's measurement fails alone
+            case.words, case.due_s = f"it could not be measured: {error or repr(error)}", _NEVER
             _log.warning("calibration_failed", f"{case} keeps {case.current}, {case.words}")
         finally:
             self._task, self._is_applying = None, False

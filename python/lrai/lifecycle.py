@@ -135,9 +135,12 @@ class Lifecycle:
     ) -> tuple[int, ServedModel]:
         """Fork, load, attach, wait for the first replica, route; undo it all if a step fails."""
         cpus, identity = self.calibrator.cpus, _identity(source, version)
-        measured = self.calibrator.recall(source.name, version.version, identity)
+        measured = None
+        if _is_calibrated(source):
+            measured = self.calibrator.recall(source.name, version.version, identity)
         settings, _ = model_settings(source, cpus, measured)
-        actor = await self._supervisor.load(self._actor_spec(source, version, settings))
+        spec = self._actor_spec(source, version, settings)
+        actor = await self._supervisor.load(spec)
         try:
             served = resolve(source, version.version, actor.signature, cpus, measured)
             key = self._gateway.add_model(served, model_config(served))
@@ -157,8 +160,8 @@ class Lifecycle:
         except BaseException:
             self._gateway.remove_model(key)
             raise
-        if _is_calibrated(source, model):
-            self.calibrator.add(key, _calibrated(source, served, actor.spec, identity))
+        if _is_calibrated(source):
+            self.calibrator.add(key, _calibrated(source, served, spec, identity))
         return key, served
 
     def _actor_spec(
@@ -213,8 +216,9 @@ class Lifecycle:
         )
 
 
-def _is_calibrated(source: ModelSource, model: ModelConfig) -> bool:
+def _is_calibrated(source: ModelSource) -> bool:
     """Whether replicas or threads are to be measured: only what computes, and may run twice."""
+    model = source.settings.model
     is_pure = source.backend == "onnxruntime" and model.provider == "cpu" and model.retry
     return source.settings.scheduler.calibrate and is_pure and not all(fixed_allocation(source))
 
