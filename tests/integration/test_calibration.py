@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -74,7 +75,7 @@ def test_a_request_ends_the_measurement_and_is_answered(tmp_path, http):
         (trial, *_) = wait_for(lambda: trials(server))
         serving = server.actors("net")
         assert http(server.http, "/v2/models/net/infer", row(1024)).json["outputs"] == answer
-        wait_for(lambda: not os.path.exists(f"/proc/{trial}"))
+        wait_for(lambda: not Path(f"/proc/{trial}").exists())
         assert server.actors("net") == serving
         assert server.events("calibrated") == server.events("calibration_failed") == []
 
