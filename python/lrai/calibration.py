@@ -17,7 +17,7 @@ from lrai.actors.messages import ActorSpec
 from lrai.actors.supervisor import Supervisor
 from lrai.core.model import Allocation, TensorInfo
 from lrai.log import get_log
-from lrai.machine import available_cpus
+from lrai.machine import available_cpus, free_memory_bytes
 from lrai.scheduler.allocation import (
     LIGHT_S,
     Measured,
@@ -88,9 +88,11 @@ class Calibrator:
         supervisor: Supervisor,
         store: Store | None = None,
         count_cpus: Callable[[], int] = available_cpus,
+        free_bytes: Callable[[], int] = free_memory_bytes,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Measure nothing yet; what is found is kept in `store`."""
+        self._free_bytes = free_bytes
         self._supervisor, self._store = supervisor, store
         self._count_cpus, self._clock = count_cpus, clock
         self.cpus = count_cpus()
@@ -192,7 +194,7 @@ class Calibrator:
                 await self._apply(key, case, chosen)
         except BusyMachineError:
             case.tries += 1
-            case.words = "it is measured when the machine is not busy with other things"
+            case.words = "it is measured when the machine has time and memory for that"
             case.due_s = self._clock() + _BUSY_WAIT_S * 2 ** min(case.tries, _MOST_DOUBLINGS)
         except Exception as error:  # noqa: BLE001, one model's measurement fails alone
             case.words, case.due_s = f"it could not be measured: {error or repr(error)}", _NEVER
@@ -205,22 +207,21 @@ class Calibrator:
         """Return the best allocation; None if the model is not to be measured, or not yet."""
         subject, actors = case.subject, self._supervisor.actors_of(key)
         sizes = _sizes(subject, next((one.shapes for one in actors if one.shapes), ()))
-        if not sizes:
+        if not sizes or not actors:
             case.words = "it is measured after its first requests, which tell the inputs' sizes"
             case.due_s = self._clock() + _BUSY_WAIT_S
             return None
-        used_bytes = max((actor.used_bytes for actor in actors), default=0)
-        if used_bytes > subject.replica_memory_bytes:
-            case.words = f"a trial would take {used_bytes >> 20} MiB, more than replica_memory"
-            case.due_s = _NEVER
-            return None
+        used_bytes, free_bytes = max(actor.used_bytes for actor in actors), self._free_bytes()
+        if used_bytes > free_bytes // 2:
+            raise BusyMachineError
         least, *_ = allocations(self.cpus, subject.fixed, 1)
         single = await probe(self._supervisor, subject.spec, least, sizes[1])
         if single.cpu_s <= LIGHT_S:
             point = Point(1, single.cpu_s, single.cpu_s)
             case.table = {least: Measured(single.cpu_s, (point,))}
             return least
-        most = 1 + subject.replica_memory_bytes // max(single.used_bytes, 1)
+        budget_bytes = min(subject.replica_memory_bytes, free_bytes // 2)
+        most = 1 + budget_bytes // max(single.used_bytes, 1)
         for one in allocations(self.cpus, subject.fixed, most):
             # What was measured before a request came still counts.
             if one not in case.table:
