@@ -69,7 +69,7 @@ class Gateway:
         """Take the gateway's end of a link to a replica of the model; return the replica's id."""
 
     def settle(self, replica: int, fault: str) -> None:
-        """Say why a lost replica died: `""`, `signal`, `hang` or `memory`."""
+        """Say why a lost replica died: `""`, `signal`, `hang`, `memory` or `retired`."""
 
     def set_index(self, rows: str) -> None:
         """Replace the repository index (JSON list of name, version, state, reason; sorted)."""

@@ -213,10 +213,11 @@ class ModelConfig:
     """onnxruntime, python or null; empty = by the model's file."""
     provider: str = _setting("cpu", TEXT)
     """Execution provider of the engine, such as cpu or cuda."""
-    replicas: int = _setting(1, _integer(1, MOST_REPLICAS))
-    """Processes that serve one version."""
+    replicas: int = _setting(0, _integer(0, MOST_REPLICAS))
+    """Processes that serve one version; 0 = one, or what calibration finds to be best."""
     threads: int = _setting(0, _integer(0, 1024))
-    """Engine threads per replica; 0 = processors / replicas, 1 for a file below 64 KB."""
+    """Engine threads per replica; 0 = processors / replicas, 1 for a file below 64 KB, until
+    calibration has measured what is best."""
     max_batch_size: int = _setting(64, _integer(0, 1 << 20))
     """Most rows in a batch of a batchable model; 0 = never batch."""
     retry: bool = _setting(True, BOOLEAN)
@@ -280,6 +281,10 @@ class SchedulerConfig:
     """A model whose p99 is so much above what it was asks for being tuned again."""
     slower_days: int = _setting(3, _integer(0, 30))
     """Days running before it asks; 0 = never."""
+    calibrate: bool = _setting(True, BOOLEAN)
+    """Measure in idle time how many replicas and threads suit a model, where they are not set."""
+    replica_memory_bytes: int = _setting(256 << 20, SIZE, name="replica_memory")
+    """Memory that calibration may spend on a model's replicas beyond the first."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,25 @@ def available_memory_bytes(root: Path = _CGROUP) -> int:
     return min([total, *limits])
 
 
+def free_memory_bytes(root: Path = _CGROUP) -> int:
+    """Return how much memory is free, or would be without cached files, within all limits."""
+    lines = dict(line.split(":", 1) for line in _read(Path("/proc/meminfo")).splitlines())
+    free = [int(lines["MemAvailable"].split()[0]) << 10]
+    for folder in _cgroup_folders(root, "memory"):
+        for limit, usage in (("max", "current"), ("limit_in_bytes", "usage_in_bytes")):
+            most, used = _read(folder / f"memory.{limit}"), _read(folder / f"memory.{usage}")
+            if most.isdigit() and used.isdigit() and int(most) < _NO_LIMIT:
+                free.append(int(most) - int(used) + _cached_bytes(folder))
+    return max(0, min(free))
+
+
+def _cached_bytes(folder: Path) -> int:
+    """Bytes of files that a cgroup would drop for others first."""
+    pairs = (line.split() for line in _read(folder / "memory.stat").splitlines())
+    found = {name: int(value) for name, value in pairs}
+    return found.get("total_inactive_file", found.get("inactive_file", 0))
+
+
 def _cgroup_folders(root: Path, controller: str) -> list[Path]:
     """Folders of this process's cgroup and its ancestors; a limit in any of them binds."""
     folders = []

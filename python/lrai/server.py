@@ -53,6 +53,7 @@ class Server:
         self._lifecycle = Lifecycle(
             settings, self._repository, gateway, supervisor, self._scheduler
         )
+        self._calibrator = self._lifecycle.calibrator
         self._control = ModelControl(self._lifecycle, self._repository, gateway, folder)
         self._stopping = asyncio.Event()
         self._exit_code = 0
@@ -75,6 +76,7 @@ class Server:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._calibrator.stop()
             await self._supervisor.stop()
             self._close_scheduler()
             loop.remove_reader(self._gateway.event_fd)
@@ -130,9 +132,11 @@ class Server:
             try:
                 self._supervisor.check(windows)
                 self._scheduler.tick(time.monotonic(), windows, int(time.time() // _DAY_S))
+                self._calibrator.look(windows)
             except Exception as error:  # noqa: BLE001, watching must go on
                 _log.error("check_failed", repr(error))
-            await asyncio.sleep(_TICK_S if windows else _IDLE_TICK_S)
+            is_busy = windows or self._calibrator.is_measuring
+            await asyncio.sleep(_TICK_S if is_busy else _IDLE_TICK_S)
 
     def _close_scheduler(self) -> None:
         try:
@@ -157,6 +161,7 @@ class Server:
         name, version = command.model, str(command.parameters.get("version", ""))
         try:
             if plain := self._scheduler.why(name, version):
+                plain["calibration"] = self._calibrator.why(name, plain["version"])
                 self._gateway.answer(command.ticket, "", json.dumps(plain))
                 return
         except Exception as error:  # noqa: BLE001, the events behind this one must be heard

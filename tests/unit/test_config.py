@@ -49,7 +49,7 @@ def test_size_is_a_number_with_a_unit(text: str, size: int) -> None:
         ("max_body_bytes", ""),
         ("http_port", "70000"),
         ("http_port", "off"),
-        ("replicas", "0"),
+        ("replicas", "-1"),
         ("replicas", "two"),
         ("retry", "perhaps"),
         ("model_control_mode", "sometimes"),

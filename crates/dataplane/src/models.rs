@@ -244,17 +244,19 @@ impl Model {
         }
     }
 
-    /// Forgets a replica. `fault` names the evidence against the batch that it ran; empty = there is none.
-    /// Returns whether the replica was one of this model's.
+    /// Forgets a replica. `fault` names the evidence against the batch that it ran; empty = there is none, `retired` =
+    /// others have taken its place. Returns whether the replica was one of this model's.
     pub fn settle(&self, replica: u64, fault: &str) -> bool {
         let mut queue = self.queue.lock();
         let Some(found) = queue.replica(replica) else { return false };
         found.close();
+        let is_retired = fault == "retired";
+        let fault = if is_retired { "" } else { fault };
         if let Some(digest) = queue.lost(replica, fault) {
             let (digest, reason) = (format!("{digest:016x}"), fault.to_owned());
             self.events.push(Event::Poison { key: self.key, digest, reason });
         }
-        if !queue.closing {
+        if !queue.closing && !is_retired {
             self.stats.restarted();
         }
         self.dispatch(&mut queue, Instant::now());

@@ -13,6 +13,7 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _OOM_SCORE: Final = 500
 _NICE: Final = 10
+_LOWEST_NICE: Final = 19
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _CGROUPS: Final = Path("/sys/fs/cgroup")
@@ -66,6 +67,13 @@ def give_way() -> None:
             os.setpriority(os.PRIO_PROCESS, int(thread), max(nice, _NICE))
 
 
+def run_when_idle() -> None:
+    """Run only while nobody else wants the processor; threads that start later do the same."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, _LOWEST_NICE)
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
 def raise_oom_score() -> None:
     """Let the kernel choose this process before the server when memory runs out."""
     with suppress(OSError):
@@ -86,7 +94,7 @@ def limit_data(limit_bytes: int) -> None:
 
 
 def waiting_s(pid: int) -> float:
-    """Return how long a process's first thread has waited for a processor; 0 where unknown."""
+    """Return how long a thread, or a process's first, has waited for a processor; 0 = unknown."""
     fields = _read_proc(f"/proc/{pid}/schedstat").split()
     return int(fields[1]) / 1e9 if len(fields) > 1 else 0.0
 

@@ -26,6 +26,8 @@ class ActorSpec:
     execution_timeout_s: float = 30.0
     """A batch that runs longer is a hang; the supervisor learns a shorter time."""
     load_timeout_s: float = 600.0
+    is_trial: bool = False
+    """It only measures, in time that nobody else wants, and never serves."""
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
@@ -68,7 +70,33 @@ class ForkedMessage(Message):
     error: str = ""
 
 
-Kind = Literal["loaded", "refused", "heartbeat", "sample"]
+@dataclass(frozen=True)
+class TrialMessage(Message):
+    """Asks a trial to run batches of one size, over its link."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    """Of each input, batch dimension included; empty = an optional input left out, or a scalar."""
+    seconds: float
+    """How long to run; three batches at least."""
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What a trial has measured."""
+
+    batch_s: float
+    """Median time of a batch."""
+    cpu_s: float
+    """Processor time of a batch, on the average."""
+    waited: float
+    """Share of the time in which its threads waited for a processor; may pass 1 for several."""
+    used_bytes: int
+    """Memory beyond what it shares with its template."""
+    error: str = ""
+    """Why the batch could not be run; nothing else is then known."""
+
+
+Kind = Literal["loaded", "refused", "heartbeat", "sample", "measured"]
 
 
 @dataclass(frozen=True)
@@ -77,8 +105,10 @@ class ActorMessage(Message):
 
     `loaded` carries the signature, `refused` a sentence and a hint; `heartbeat` comes every ten
     seconds, `sample` with the first good answer and then at most every second, with a summary of
-    the batch's outputs.
+    the batch's outputs. `measured` carries a `TrialResult`.
     """
 
     kind: Kind
     body: Mapping[str, Any] = field(default_factory=dict)
+    shapes: tuple[tuple[int, ...], ...] = ()
+    """Of a sample: the shapes of the batch's inputs, empty for one that was left out."""

@@ -8,7 +8,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ from lrai.actors.messages import ActorMessage, ActorSpec, ForkMessage
 from lrai.actors.reaper import Reaper
 from lrai.actors.spawn import Spawner
 from lrai.backends.base import Padding
+from lrai.core.model import Allocation
 from lrai.core.ports import DataPlane, Window
 from lrai.errors import ModelLoadError
 from lrai.log import get_log
@@ -47,6 +48,10 @@ class _Place:
     first: Actor
     """What its actors must be like."""
     actor: Actor | None
+    ready: asyncio.Future[None]
+    """Done when one of the places that were made together takes batches."""
+    is_retired: bool = False
+    """Others have taken its place: its actor has no successor."""
     early_deaths: int = 0
     """Deaths and failed loads since the last good answer."""
     died_s: float | None = None
@@ -82,8 +87,7 @@ class Supervisor:
         self._replicas: dict[int, _Place] = {}
         self._batches: dict[int, int] = {}
         self._busy_s: dict[int, float] = {}
-        self._keepers: dict[int, list[asyncio.Task[None]]] = {}
-        self._ready: dict[int, asyncio.Future[None]] = {}
+        self._keepers: dict[int, dict[_Place, asyncio.Task[None]]] = {}
         self._started = 0
         self._checked_s = self._slow_checked_s = time.monotonic()
 
@@ -131,30 +135,67 @@ class Supervisor:
         Returns when one takes batches; raises `ModelLoadError` if three die before that.
         """
         loop = asyncio.get_running_loop()
-        ready = self._ready[key] = loop.create_future()
-        places = [_Place(key, number, actor, None) for number in range(replicas)]
+        ready: asyncio.Future[None] = loop.create_future()
+        places = [_Place(key, number, actor, None, ready) for number in range(replicas)]
         places[0].actor = actor
-        keepers = self._keepers[key] = [loop.create_task(self._keep(place)) for place in places]
-        await asyncio.wait([ready, keepers[0]], return_when=asyncio.FIRST_COMPLETED)
+        keepers = {place: loop.create_task(self._keep(place)) for place in places}
+        self._keepers.setdefault(key, {}).update(keepers)
+        first = keepers[places[0]]
+        await asyncio.wait([ready, first], return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
-            await keepers[0]
+            await first
+
+    async def reallocate(self, key: int, allocation: Allocation) -> None:
+        """Let actors with other threads, or another number of them, take over a model.
+
+        The former ones leave when the first of the new takes batches, and what they run then is
+        run again. Raises `ModelLoadError`, and changes nothing, if there can be no new ones.
+        """
+        former = dict(self._keepers[key])
+        first = next(iter(former)).first
+        actor = await self._load_like(first, allocation.threads)
+        try:
+            if key not in self._keepers:
+                raise ModelLoadError("it was unloaded meanwhile")
+            await self.adopt(actor, key, allocation.replicas)
+        except ModelLoadError:
+            await actor.leave()
+            await self._retire(key, self._keepers.get(key, {}).keys() - former.keys())
+            raise
+        await self._retire(key, former.keys())
+
+    async def _retire(self, key: int, places: Collection[_Place]) -> None:
+        """End places of a model that goes on without them."""
+        keepers = self._keepers.get(key, {})
+        ending = {place: keepers.pop(place) for place in places if place in keepers}
+        for place, keeper in ending.items():
+            place.is_retired = True
+            if place.actor:
+                place.actor.dismiss()
+            else:
+                keeper.cancel()
+        await asyncio.gather(*ending.values(), return_exceptions=True)
 
     async def unload(self, key: int) -> None:
         """End the actors of a model whose links the data plane has closed."""
-        keepers = self._keepers.pop(key, [])
+        keepers = self._keepers.pop(key, {}).values()
         for keeper in keepers:
             keeper.cancel()
         await asyncio.gather(*keepers, return_exceptions=True)
-        for known in (self._ready, self._batches, self._busy_s):
+        for known in (self._batches, self._busy_s):
             known.pop(key, None)
+
+    def actors_of(self, key: int) -> list[Actor]:
+        """Return the actors that serve a model now."""
+        return [place.actor for place in self._keepers.get(key, ()) if place.actor]
 
     def ready(self, replica: int) -> None:
         """Take notice that a replica takes batches."""
         place = self._replicas.get(replica)
         if place is None or (actor := place.actor) is None:
             return
-        if not self._ready[actor.key].done():
-            self._ready[actor.key].set_result(None)
+        if not place.ready.done():
+            place.ready.set_result(None)
         if actor.succeeds_s is not None:
             gap_ms = (time.monotonic() - actor.succeeds_s) * 1000
             _log.info("actor_back", f"{actor} serves again after {gap_ms:.0f} ms")
@@ -216,9 +257,8 @@ class Supervisor:
 
         Raises `ModelLoadError` if the first place of a model gets none of them ready.
         """
-        ready = self._ready[place.key]
         try:
-            while place.number or ready.done() or place.early_deaths < _MOST_EARLY_DEATHS:
+            while not place.is_retired and self._has_hope(place):
                 if place.actor is None:
                     await asyncio.sleep(watch.backoff_s(place.early_deaths))
                     place.actor = await self._next(place)
@@ -229,30 +269,39 @@ class Supervisor:
             place.drop_spare()
             if place.actor is not None:
                 await place.actor.leave()
+        if place.is_retired:
+            return
         message = f"its process died {place.early_deaths} times before it was ready"
         raise ModelLoadError(message, hint="see the log for the reason")
 
+    @staticmethod
+    def _has_hope(place: _Place) -> bool:
+        """Whether to try again; only a model's first place may give up, and before it was ready."""
+        return bool(place.number or place.ready.done() or place.early_deaths < _MOST_EARLY_DEATHS)
+
     async def _load_next(self, place: _Place) -> Actor | None:
         """Load an actor that is like the first one, or say why there is none."""
-        first, signature = place.first.spec, place.first.signature
-        spec = replace(first, model=replace(first.model, padding=Padding()))
+        spec = place.first.spec
         try:
-            actor = await self.load(spec, place.number)
+            return await self._load_like(place.first, spec.model.threads, place.number)
         except ModelLoadError as error:
-            reason = str(error)
-        else:
-            if actor.signature == signature:
-                return actor
-            await actor.leave()
-            reason = (
-                f"its file has changed to {actor.signature}"
-                " hint: load the model again, or restore the file"
-            )
-        place.early_deaths += 1
-        wait_s = watch.backoff_s(place.early_deaths)
-        message = f"no successor for {spec} #{place.number}, next try in {wait_s:g} s: {reason}"
-        _log.error("actor_failed", message)
+            place.early_deaths += 1
+            wait_s = watch.backoff_s(place.early_deaths)
+            message = f"no successor for {spec} #{place.number}, next try in {wait_s:g} s: {error}"
+            _log.error("actor_failed", message)
         return None
+
+    async def _load_like(self, first: Actor, threads: int, number: int = 0) -> Actor:
+        """Load an actor that is like another one; raises `ModelLoadError` if there is none."""
+        model = replace(first.spec.model, threads=threads, padding=Padding())
+        actor = await self.load(replace(first.spec, model=model), number)
+        if actor.signature == first.signature:
+            return actor
+        await actor.leave()
+        raise ModelLoadError(
+            f"its file has changed to {actor.signature}",
+            hint="load the model again, or restore the file",
+        )
 
     async def _serve(self, place: _Place, actor: Actor) -> None:
         """Attach an actor, wait for its end, and tell the data plane why it ended."""
@@ -270,9 +319,12 @@ class Supervisor:
                 # What the actor had sent before its end counts, so the link is read out first.
                 await asyncio.wait([actor.lost], timeout=_LINK_S)
                 detail = actor.lost.result() if actor.lost.done() else ""
-                self._data_plane.settle(replica, "signal" if detail else end.fault)
+                fault = "retired" if place.is_retired else end.fault
+                self._data_plane.settle(replica, "signal" if detail else fault)
         finally:
             self._replicas.pop(replica, None)
+        if place.is_retired:
+            return
         place.died_s = time.monotonic()
         place.early_deaths = 1 if actor.has_answered else place.early_deaths + 1
         wait_s = watch.backoff_s(place.early_deaths)

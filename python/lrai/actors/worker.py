@@ -20,6 +20,7 @@ from lrai.actors.limits import (
     limit_data,
     private_bytes,
     raise_oom_score,
+    run_when_idle,
 )
 from lrai.actors.mailbox import Mailbox, map_slabs, open_mailbox
 from lrai.actors.messages import (
@@ -93,6 +94,12 @@ def _live(message: ForkMessage, link_fd: int) -> int:
         open_mailbox(link_fd)
         return EXIT_LEFT
     reporter.send("loaded", {"signature": backend.signature, "baseline_bytes": baseline_bytes})
+    if message.spec.is_trial:
+        # Only trials pay for it.
+        from lrai.actors.trial import answer_trials
+
+        answer_trials(backend, link_fd, baseline_bytes, reporter.send)
+        return EXIT_LEFT
     # Not threading.Thread, whose machinery would cost every actor 0.2 MB.
     _thread.stack_size(_HEARTBEAT_STACK)
     _thread.start_new_thread(reporter.beat, ())
@@ -110,7 +117,11 @@ def _settle_in(message: ForkMessage) -> None:
     """Make the fresh fork a process of its own: title, seed, priority."""
     end_with_parent(message.parent_pid)
     random.seed()
-    setproctitle(f"lrai: {message.spec} #{message.number} standby")
+    role = "standby"
+    if message.spec.is_trial:
+        role = "trial"
+        run_when_idle()
+    setproctitle(f"lrai: {message.spec} #{message.number} {role}")
     raise_oom_score()
     faulthandler.enable(all_threads=False)
 
@@ -155,7 +166,8 @@ def _serve(mailbox: Mailbox, backend: Backend, slabs: Slabs, reporter: "_Reporte
             sample = _sample(backend, slabs.slot(batch.output_slot), places)
         mailbox.done(batch.id, ended_ns - started_ns, places)
         if sample is not None:
-            reporter.send("sample", sample)
+            shapes = tuple(place[2] if place else () for place in batch.inputs)
+            reporter.send("sample", sample, shapes)
 
 
 def _sample(backend: Backend, slot: memoryview, places: list[Place]) -> dict[str, Any]:
@@ -178,11 +190,16 @@ class _Reporter:
         # Used by the heartbeat's thread too: ZeroMQ wants a barrier between threads.
         self._lock = _thread.allocate_lock()
 
-    def send(self, kind: Kind, body: Mapping[str, Any] | None = None) -> None:
+    def send(
+        self,
+        kind: Kind,
+        body: Mapping[str, Any] | None = None,
+        shapes: tuple[tuple[int, ...], ...] = (),
+    ) -> None:
         """Send without waiting; a supervisor that does not read loses news, not the actor."""
         with self._lock:
             try:
-                self._socket.send(ActorMessage(kind, body or {}).encode(), zmq.NOBLOCK)
+                self._socket.send(ActorMessage(kind, body or {}, shapes).encode(), zmq.NOBLOCK)
             except zmq.Again:
                 return
 

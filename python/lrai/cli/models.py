@@ -104,6 +104,8 @@ def _why(
         print(json.dumps(told, indent=2))
         return
     print(f"{told['name']}/{told['version']} ({told['policy']}): {told['why']}.\n")
+    if told["calibration"]:
+        print(f"calibration: {told['calibration']}.\n")
     goal, p99, knobs = told["latency_goal_ms"], told["p99_ms"], told["knobs"]
     leaves = "as soon as a replica is free"
     if not knobs["work_conserving"]:

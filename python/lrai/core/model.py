@@ -39,6 +39,17 @@ DATATYPES: Final[Mapping[str, Datatype]] = {
 _FIRST_EDGE: Final = 16
 
 
+class Allocation(NamedTuple):
+    """What of the processors a model gets."""
+
+    replicas: int
+    threads: int
+    """Engine threads of each replica."""
+
+    def __str__(self) -> str:
+        return f"{self.replicas} x {self.threads}"
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """One input or output of a model."""

@@ -2,8 +2,9 @@
 
 from typing import Literal, Protocol
 
-Fault = Literal["", "signal", "hang", "memory"]
-"""Evidence against the batch of a lost replica: none, a fault signal, a hang, its memory limit."""
+Fault = Literal["", "signal", "hang", "memory", "retired"]
+"""Evidence against the batch of a lost replica: none, a fault signal, a hang, its memory limit;
+none either where others have taken its place."""
 
 
 class DataPlane(Protocol):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from lrai.config import KnobsConfig, ModelConfig, SchedulerConfig
-from lrai.core.model import Ragged, Signature, TensorInfo, first_edges
+from lrai.core.model import Allocation, Ragged, Signature, TensorInfo, first_edges
 from lrai.errors import RepositoryError
 from lrai.registry.guard import GuardBox, read_guard
 from lrai.registry.repository import ModelSource
@@ -45,11 +45,24 @@ class ServedModel:
     notes: tuple[str, ...]
 
 
-def model_settings(source: ModelSource, cpus: int) -> tuple[ModelConfig, KnobsConfig]:
-    """Return how the model runs: its settings, with config.pbtxt over them."""
-    config, model, knobs = source.config, source.settings.model, source.settings.knobs
-    replicas = config.replicas or model.replicas
+def fixed_allocation(source: ModelSource) -> Allocation:
+    """Return the replicas and threads that somebody has set; 0 = free."""
+    model = source.settings.model
     threads = _number(source.options.get("intra_op_thread_count", "")) or model.threads
+    return Allocation(source.config.replicas or model.replicas, threads)
+
+
+def model_settings(
+    source: ModelSource, cpus: int, measured: Allocation | None = None
+) -> tuple[ModelConfig, KnobsConfig]:
+    """Return how the model runs: its settings, with config.pbtxt over them.
+
+    `measured` replicas and threads count where none are set.
+    """
+    config, model, knobs = source.config, source.settings.model, source.settings.knobs
+    fixed, free = fixed_allocation(source), measured or Allocation(1, 0)
+    replicas = fixed.replicas or free.replicas
+    threads = fixed.threads or free.threads
     model = replace(
         model,
         backend=source.backend,
@@ -74,9 +87,15 @@ def _default_threads(source: ModelSource, share: int) -> int:
     return 1 if is_tiny else max(1, share)
 
 
-def resolve(source: ModelSource, version: str, signature: Signature, cpus: int) -> ServedModel:
+def resolve(
+    source: ModelSource,
+    version: str,
+    signature: Signature,
+    cpus: int,
+    measured: Allocation | None = None,
+) -> ServedModel:
     """Decide how the version is served; a configuration that contradicts the model is refused."""
-    model, knobs = model_settings(source, cpus)
+    model, knobs = model_settings(source, cpus, measured)
     notes = list(signature.notes)
     max_batch_size = _max_batch_size(source, signature, model, notes)
     is_batched = max_batch_size > 0

@@ -142,6 +142,8 @@ class Scheduler:
     ) -> None:
         """`set_knobs` gets a model's key and JSON text; `tell` everything that is noticed."""
         self._set_knobs, self._tell, self._store = set_knobs, tell, store
+        self.store = store
+        """Where other parts keep what they learn of a model."""
         self._controllers: dict[int, Controller] = {}
         self._touched: set[int] = set()
         self._ticked_s = self._saved_s = 0.0

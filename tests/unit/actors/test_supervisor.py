@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lrai.actors.messages import ActorSpec
+from lrai.actors.measure import probe
+from lrai.actors.messages import ActorSpec, TrialMessage
 from lrai.actors.supervisor import Supervisor
 from lrai.backends.base import BackendSpec
+from lrai.core.model import Allocation
 from lrai.errors import ModelLoadError
 
 NULL = ActorSpec("copy", "1", "null", BackendSpec(""))
@@ -409,3 +411,95 @@ async def test_unloading_ends_the_spare(supervisor, data_plane):
     data_plane.close(7)
     await supervisor.unload(7)
     await spare.gone
+
+
+def as_trial(spec):
+    return replace(spec, is_trial=True)
+
+
+async def test_a_trial_measures_in_time_that_nobody_else_wants(supervisor, python_model):
+    trial = await supervisor.load(
+        as_trial(python_model("time.sleep(0.02)\nreturn {'y': inputs['x']}"))
+    )
+    assert title(trial.pid) == "lrai: double/1 #0 trial"
+    assert os.sched_getscheduler(trial.pid) == os.SCHED_IDLE
+    result = await trial.measure(TrialMessage(((3, 2),), seconds=0.05))
+    assert result.batch_s >= 0.02
+    assert result.cpu_s < result.batch_s
+    assert result.error == ""
+    await trial.leave()
+
+
+async def test_a_trial_that_dies_or_refuses_says_why(supervisor, python_model):
+    trial = await supervisor.load(as_trial(python_model("os.kill(os.getpid(), signal.SIGSEGV)")))
+    with pytest.raises(ModelLoadError, match="was ended by SIGSEGV"):
+        await trial.measure(TrialMessage(((1, 2),), seconds=0.05))
+    trial = await supervisor.load(as_trial(python_model("raise ValueError('not so')")))
+    with pytest.raises(ModelLoadError, match="it refuses made-up inputs: .*not so"):
+        await trial.measure(TrialMessage(((1, 2),), seconds=0.05))
+    await trial.leave()
+    assert supervisor._actors == {}
+
+
+async def test_what_is_measured_leaves_no_process(supervisor):
+    result = await probe(supervisor, NULL, Allocation(1, 1), ((1, 4),))
+    assert result.batch_s > 0
+    assert supervisor._actors == {}
+
+
+async def test_actors_with_another_allocation_take_over(supervisor, data_plane, caplog):
+    loaded = await serve(supervisor, data_plane, NULL)
+    await supervisor.reallocate(7, Allocation(2, 3))
+    await data_plane.ready(3)
+    assert data_plane.settled == [(1, "retired")]
+    assert loaded.gone.done()
+    actors = supervisor.actors_of(7)
+    assert [actor.spec.model.threads for actor in actors] == [3, 3]
+    for replica in (2, 3):
+        assert (await data_plane.run(replica, [ROWS]))[0].shape == (2, 4)
+    assert "died" not in caplog.text
+    os.kill(actors[0].pid, signal.SIGKILL)
+    await data_plane.ready(4)
+    assert [actor.spec.model.threads for actor in supervisor.actors_of(7)] == [3, 3]
+
+
+async def test_former_actors_stay_where_the_new_ones_cannot_start(
+    supervisor, data_plane, python_model
+):
+    spec = python_model()
+    loaded = await serve(supervisor, data_plane, spec)
+    python_model(load="raise ValueError('not now')")
+    with pytest.raises(ModelLoadError, match="not now"):
+        await supervisor.reallocate(7, Allocation(2, 1))
+    assert supervisor.actors_of(7) == [loaded]
+    assert (await data_plane.run(1, [PAIR]))[0].tolist() == [[2.0, 2.0]]
+    assert data_plane.settled == []
+
+
+async def test_former_actors_stay_where_the_new_ones_die(supervisor, data_plane):
+    loaded = await serve(supervisor, data_plane, NULL)
+    attach = data_plane.attach
+
+    def refuse(key, link_fd):
+        os.close(link_fd)
+        raise BrokenPipeError
+
+    data_plane.attach = refuse
+    with pytest.raises(ModelLoadError, match="died 3 times before it was ready"):
+        await supervisor.reallocate(7, Allocation(2, 1))
+    data_plane.attach = attach
+    assert supervisor.actors_of(7) == [loaded]
+    assert (await data_plane.run(1, [ROWS]))[0].shape == (2, 4)
+
+
+async def test_a_model_that_is_unloaded_while_others_take_over_leaves_no_process(
+    supervisor, data_plane
+):
+    await serve(supervisor, data_plane, NULL)
+    taking = asyncio.ensure_future(supervisor.reallocate(7, Allocation(2, 1)))
+    await asyncio.sleep(0)
+    data_plane.close(7)
+    await supervisor.unload(7)
+    with pytest.raises(ModelLoadError, match="unloaded meanwhile"):
+        await taking
+    assert supervisor._actors == {}

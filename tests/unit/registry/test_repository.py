@@ -234,8 +234,8 @@ def test_repository_that_contains_itself_is_read(tmp_path: Path) -> None:
 
 def test_bad_lrai_toml_names_the_file(tmp_path: Path) -> None:
     write(tmp_path / "mlp" / "1" / "model.onnx")
-    file = write(tmp_path / "mlp" / "lrai.toml", "[model]\nreplicas = 0\n")
-    with pytest.raises(ConfigError, match=f"{file} .model. replicas has the value '0'"):
+    file = write(tmp_path / "mlp" / "lrai.toml", "[model]\nreplicas = -1\n")
+    with pytest.raises(ConfigError, match=f"{file} .model. replicas has the value '-1'"):
         open_repository(tmp_path).find("mlp")
 
 

@@ -1,0 +1,90 @@
+"""What a trial does with its life: it runs batches of made-up inputs and says what they took."""
+
+import mmap
+import os
+import socket
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import numpy as np
+
+from lrai.actors.limits import private_bytes, waiting_s
+from lrai.actors.messages import Kind, TrialMessage, TrialResult
+from lrai.backends.base import Backend, BatchFaultError, LocalBatch, Place, Slabs
+from lrai.backends.tensors import NUMPY_TYPES, Array, SlotWriter
+from lrai.core.model import TensorInfo
+
+_MAX_MESSAGE: Final = 1 << 16
+_LEAST_RUNS: Final = 3
+# Untouched it costs nothing, and a shared mapping does not count against the memory limit.
+_OUTPUT_BYTES: Final = 1 << 28
+_ALIGNMENT: Final = 64
+
+Send = Callable[[Kind, Mapping[str, Any]], None]
+
+
+def answer_trials(backend: Backend, link_fd: int, baseline_bytes: int, send: Send) -> None:
+    """Run what the supervisor asks for over the link, until it closes that."""
+    link = socket.socket(fileno=link_fd)
+    while text := link.recv(_MAX_MESSAGE):
+        asked = TrialMessage.decode(text)
+        # Indices of a vocabulary are rarely out of it with 1, and never with 0.
+        for fill in (1, 0):
+            result = _measure(backend, asked, fill, baseline_bytes)
+            if not result.error:
+                break
+        send("measured", asdict(result))
+
+
+def _measure(backend: Backend, asked: TrialMessage, fill: int, baseline_bytes: int) -> TrialResult:
+    batch = _bind(backend, asked.shapes, fill)
+    times_s: list[float] = []
+    try:
+        backend.run(batch)
+        waited_s, used_s, started_s = _waited_s(), time.process_time(), time.perf_counter()
+        ended_s = started_s
+        while ended_s - started_s < asked.seconds or len(times_s) < _LEAST_RUNS:
+            backend.run(batch)
+            now_s = time.perf_counter()
+            times_s.append(now_s - ended_s)
+            ended_s = now_s
+    except BatchFaultError as fault:
+        return TrialResult(0.0, 0.0, 0.0, 0, str(fault))
+    return TrialResult(
+        batch_s=statistics.median(times_s),
+        cpu_s=(time.process_time() - used_s) / len(times_s),
+        waited=(_waited_s() - waited_s) / (ended_s - started_s),
+        used_bytes=private_bytes(os.getpid()) - baseline_bytes,
+    )
+
+
+def _bind(backend: Backend, shapes: Sequence[tuple[int, ...]], fill: int) -> LocalBatch:
+    """Lay made-up inputs into memory of this process, as the gateway does into a slab."""
+    inputs = backend.signature.inputs
+    arrays = [_made_up(*pair, fill) for pair in zip(inputs, shapes, strict=True)]
+    needed = sum(array.nbytes + _ALIGNMENT for array in arrays if array is not None)
+    slab = memoryview(mmap.mmap(-1, needed))
+    backend.bind(Slabs(slab, memoryview(mmap.mmap(-1, _OUTPUT_BYTES)), _OUTPUT_BYTES))
+    writer = SlotWriter(Slabs(slab, slab, needed), 0)
+    places: list[Place | None] = [
+        None if array is None else writer.write(array, tensor.datatype)
+        for tensor, array in zip(inputs, arrays, strict=True)
+    ]
+    return LocalBatch(tuple(places))
+
+
+def _made_up(tensor: TensorInfo, shape: tuple[int, ...], fill: int) -> Array | None:
+    """Return values as plain data may have them: how long a model takes rarely depends on them."""
+    if tensor.optional and not shape:
+        return None
+    kind = np.dtype(NUMPY_TYPES[tensor.datatype])
+    if kind.kind == "f":
+        return np.random.default_rng(0).standard_normal(shape).astype(kind)
+    return np.full(shape, fill, kind)
+
+
+def _waited_s() -> float:
+    return sum(waiting_s(int(thread)) for thread in os.listdir("/proc/self/task"))
