@@ -31,6 +31,9 @@ pub struct Knobs {
     pub edges: Vec<u32>,
     /// Most rows times edge of a batch; 0 = any.
     pub token_budget: u64,
+    /// Most rows of a batch by the edge of its bucket, ascending; a bucket counts as the next larger one that is here, or
+    /// else as the largest. Empty = there are none but `cap`.
+    pub caps: Vec<(u32, u32)>,
 }
 
 impl Default for Knobs {
@@ -45,6 +48,7 @@ impl Default for Knobs {
             service: Service::default(),
             edges: Vec::new(),
             token_budget: 0,
+            caps: Vec::new(),
         }
     }
 }
@@ -60,10 +64,17 @@ impl Knobs {
     /// Most rows of a batch of that bucket.
     pub fn most_rows(&self, edge: u32) -> u32 {
         let cap = if self.cap == 0 { u32::MAX } else { self.cap };
+        let cap = self.bucket_cap(edge).map_or(cap, |rows| rows.min(cap));
         match self.token_budget.checked_div(edge.into()) {
             Some(rows) if self.token_budget > 0 => cap.min(u32::try_from(rows.max(1)).unwrap_or(cap)),
             _ => cap,
         }
+    }
+
+    /// From `caps`. What is in no bucket, edge 0, is longer than any.
+    fn bucket_cap(&self, edge: u32) -> Option<u32> {
+        let next = self.caps.partition_point(|(upper, _)| edge == 0 || *upper < edge);
+        self.caps.get(next).or(self.caps.last()).map(|(_, rows)| (*rows).max(1))
     }
 
     /// The end of a request's time: the least of the goal, what it allows itself, and when its caller leaves.
@@ -163,6 +174,8 @@ mod tests {
         let knobs = Knobs { cap: 16, token_budget: 1000, ..Knobs::default() };
         assert_eq!([0, 10, 100, 5000].map(|edge| knobs.most_rows(edge)), [16, 16, 10, 1]);
         assert_eq!(Knobs::default().most_rows(512), u32::MAX);
+        let knobs = Knobs { caps: vec![(64, 8), (128, 2), (256, 1)], ..knobs };
+        assert_eq!([16, 64, 65, 128, 200, 5000, 0].map(|edge| knobs.most_rows(edge)), [8, 8, 2, 2, 1, 1, 1]);
     }
 
     #[test]

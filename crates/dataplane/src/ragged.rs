@@ -18,7 +18,7 @@ mod batch;
 /// Lengths are counted in at most so many bins.
 const MAX_BINS: u32 = 2048;
 /// A batch can have so many lengths up to its edge.
-const STEPS: u32 = 16;
+const STEPS: u32 = 32;
 
 /// What a model's inputs have of different length, and how its outputs follow; made by the control plane.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -105,11 +105,17 @@ class OrtBackend(Backend):
             os.close(descriptor)
 
     def _try(self, feeds: Mapping[str, Array]) -> Sequence[Any]:
-        """Run once, and give the memory back: tried inputs may be larger than any request."""
+        """Run once, and give the memory back: tried inputs may be larger than any request.
+
+        Raises `BatchFaultError` where the engine refuses, and MemoryError.
+        """
         options = onnxruntime.RunOptions()
         if self._session.get_session_options().enable_cpu_mem_arena:
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        outputs: Sequence[Any] = self._session.run(None, dict(feeds), options)
+        try:
+            outputs: Sequence[Any] = self._session.run(None, dict(feeds), options)
+        except Exception as error:
+            raise _fault(error) from error
         return outputs
 
     def bind(self, slabs: Slabs) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from lrai.backends.base import Padding
+from lrai.backends.base import BatchFaultError, Padding
 from lrai.backends.onnx_signature import Dim, Graph, Run, Tensor
 from lrai.backends.tensors import NUMPY_TYPES, Array
 from lrai.core.model import Cut, Ragged, first_edges
@@ -44,7 +44,8 @@ def find_ragged(graph: Graph, run: Run, padding: Padding) -> Ragged:
     """Return how lengths share a batch; one without inputs, perhaps with a note, if they do not.
 
     `run` is called on generated inputs of a batchable graph: about twenty times, and then with
-    longer ones for about a second, to learn how long inputs may be.
+    longer ones for about a second, to learn how long inputs may be. It raises `BatchFaultError`
+    for inputs that the model does not take, and MemoryError.
     """
     note = "requests of different lengths do not share a batch:"
     try:
@@ -59,6 +60,8 @@ def find_ragged(graph: Graph, run: Run, padding: Padding) -> Ragged:
         return _measure(_Trial(graph, run, axes, padding), padding)
     except _RefusedError as why:
         return Ragged(note=f"{note} {why}")
+    except BatchFaultError as why:
+        return Ragged(note=f"{note} not every length runs: {why}")
 
 
 def length_axes(graph: Graph, dimension: str = "") -> tuple[int, ...]:
@@ -117,7 +120,7 @@ class _Trial:
         return padded
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
-        """Run the model; raises whatever it raises."""
+        """Run the model; raises `BatchFaultError` and MemoryError."""
         names = (tensor.info.name for tensor in self.graph.inputs)
         return list(map(np.asarray, self._run(dict(zip(names, arrays, strict=True)))))
 
@@ -125,7 +128,7 @@ class _Trial:
         """Whether the model takes that length; memory may end before it does."""
         try:
             self.shapes(length)
-        except Exception:  # noqa: BLE001 - the engine has many ways to say so
+        except (BatchFaultError, MemoryError):
             return False
         return True
 

@@ -272,4 +272,5 @@ def _plain(knobs: Knobs) -> dict[str, Any]:
         "goal_ms": in_ms(knobs.goal_s),
         "edges": knobs.edges,
         "token_budget": knobs.token_budget,
+        "caps": knobs.caps,
     }

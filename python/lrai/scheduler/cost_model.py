@@ -251,6 +251,11 @@ class ServiceModel:
         """Return the standard error of alpha in seconds."""
         return sqrt(self._curves[edge].doubt[0])
 
+    def is_compared(self, edge: int = 0) -> bool:
+        """Return whether larger batches are known as well, not only single rows."""
+        cells = self._curves[edge].cells
+        return sum(cell.weight for rows, cell in cells.items() if rows > 1) >= _KNOWN
+
     def line(self, edge: int = 0) -> tuple[float, float]:
         """Return alpha and beta of `alpha + beta rows`, in seconds."""
         return self._curves[edge].alpha_s, self._curves[edge].beta_s

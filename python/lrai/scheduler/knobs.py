@@ -36,6 +36,8 @@ class Knobs:
     """Bucket edges of a ragged model; empty = no buckets."""
     token_budget: int = 0
     """Most rows times bucket edge of a batch; 0 = no bound."""
+    caps: tuple[tuple[int, int], ...] = ()
+    """Most rows by bucket edge, ascending; other edges count as the next larger one."""
 
     def to_json(self) -> str:
         """Return the text that the data plane reads; times are whole microseconds there."""
@@ -52,5 +54,6 @@ class Knobs:
                 ],
                 "edges": self.edges,
                 "token_budget": self.token_budget,
+                "caps": self.caps,
             }
         )

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from lrai.scheduler.arrival_model import ArrivalModel
+from lrai.scheduler.bands import BandModel, band_of
 from lrai.scheduler.cost_model import ServiceModel
 from lrai.scheduler.knobs import Knobs
 from lrai.scheduler.observation import Observation
@@ -25,6 +26,8 @@ _DEAR: Final = 1.25
 _NEWS: Final = 0.1
 _REPLAN_S: Final = 1.0
 _PROBE_S: Final = 60.0
+# Where lengths differ, what pays depends on who waits beside whom, and is soon another.
+_BAND_PROBE_S: Final = 10.0
 # A full batch that is over so soon delays nobody, so a noisy look must not make it smaller.
 _QUICK_S: Final = 0.005
 # Every size is looked at in every plan; no batch is larger than this, whatever the model takes.
@@ -42,7 +45,9 @@ class ModelBased(Policy):
         """Begin greedy: nothing is known yet."""
         super().__init__(replace(target, max_rows=min(target.max_rows, _MOST_ROWS)))
         target = self.target
-        self.service = ServiceModel(self.target.max_rows)
+        self.service = ServiceModel(target.max_rows)
+        self.bands = BandModel(target.max_rows)
+        """The same batches of a ragged model once more, buckets of about one length together."""
         self.arrivals = ArrivalModel()
         self.plan: Plan | None = None
         self.margin = 0.0
@@ -50,7 +55,7 @@ class ModelBased(Policy):
         self.longest_s = 0.0
         """How long a batch may wait for more rows and still meet the goal."""
         self._knobs = Knobs()
-        self._cap = self.target.max_rows
+        self._caps = {0: target.max_rows}
         self._planned_s = self._probed_s = float("-inf")
         self._planned_for: tuple[float, ...] = ()
         self._late = 0.0
@@ -59,6 +64,7 @@ class ModelBased(Policy):
         """Learn from the tick; plan anew if what the plan rests on has changed."""
         self.arrivals.update(seen)
         is_surprised = self.service.update(seen.service, seen.now_s)
+        is_surprised |= self.bands.update(seen.service, seen.now_s)
         if not self.service.edges:
             return self._knobs
         self._watch_lateness(seen)
@@ -96,23 +102,15 @@ class ModelBased(Policy):
         self.service.fit(seen.now_s)
         edge, share = self.service.busiest()
         table_s = self.service.table_s(edge)
-        self._cap = _cap(table_s, self.service.doubt_s(edge))
-        cap = self._cap
-        if self._probed_s == float("-inf"):
-            self._probed_s = seen.now_s
-        elif cap < self.target.max_rows and seen.now_s - self._probed_s >= _PROBE_S:
-            # Whether larger batches pay can only be seen in larger batches.
-            self._probed_s = seen.now_s
-            self._planned_s = float("-inf")
-            cap = min(2 * cap, self.target.max_rows)
-        goal_s = self.target.goal_s
-        if goal_s is None or not self.is_reachable:
+        goal_s = self.target.goal_s if self.is_reachable else None
+        caps = self._learn_caps(seen, goal_s)
+        by_band = () if 0 in caps else tuple(sorted(caps.items()))
+        most_rows = max(caps.values())
+        if goal_s is None:
             self.plan = None
-            if table_s[-1] < _QUICK_S:
-                cap = self._cap = self.target.max_rows
-            self._knobs = Knobs(cap=cap)
+            self._knobs = Knobs(cap=most_rows, caps=by_band)
             return
-        cap = self._cap = _within(table_s, cap, goal_s)
+        cap = caps[band_of(edge)] if edge else most_rows
         group, noise = self.arrivals.rows_per_request, self.service.noise(edge)
         # Not for sizes that are uncertain because they were never seen: then they never would be.
         noise_s = min(_SURE * noise * table_s[cap], _MOST_SLACK * goal_s)
@@ -126,13 +124,37 @@ class ModelBased(Policy):
         self.plan = choose(load, goal_s, self.longest_s, most, self.target.cpu_cost)
         self._knobs = Knobs(
             k=min(cap, max(1, round(self.plan.k * group))),
-            cap=cap,
+            cap=most_rows,
+            caps=by_band,
             tau_s=self.plan.tau_s,
             slack_s=slack_s,
             work_conserving=self.plan.k == 1,
             goal_s=goal_s,
             service=self.service.points(),
         )
+
+    def _learn_caps(self, seen: Observation, goal_s: float | None) -> dict[int, int]:
+        """Return the most rows of a batch by band; by 0 where requests are not padded."""
+        curves, probe_s = self.bands.curves(seen.now_s), _BAND_PROBE_S
+        if not curves:
+            curves, probe_s = {0: (self.service.table_s(), self.service.doubt_s())}, _PROBE_S
+        most = self.target.max_rows
+        self._caps = {
+            band: most if goal_s is None and table_s[-1] < _QUICK_S else _cap(table_s, doubt_s)
+            for band, (table_s, doubt_s) in curves.items()
+        }
+        if self._probed_s == float("-inf"):
+            self._probed_s = seen.now_s
+        elif seen.now_s - self._probed_s >= probe_s and min(self._caps.values()) < most:
+            # Whether larger batches pay can only be seen in larger batches.
+            self._probed_s = seen.now_s
+            self._planned_s = float("-inf")
+            self._caps = {band: min(2 * rows, most) for band, rows in self._caps.items()}
+        if goal_s is not None:
+            self._caps = {
+                band: _within(curves[band][0], rows, goal_s) for band, rows in self._caps.items()
+            }
+        return self._caps
 
     def _watch_lateness(self, seen: Observation) -> None:
         """Keep more of the goal free while more answers are late than the plan can explain."""
@@ -152,9 +174,7 @@ class ModelBased(Policy):
             return "nothing has been served yet, so a batch leaves as soon as a replica is free"
         alpha_s, beta_s = self.service.line(self.service.busiest()[0])
         learnt = f"a batch takes {alpha_s * 1e3:.3g} ms and {beta_s * 1e3:.3g} ms per row"
-        most = f"with at most {self._cap} rows"
-        if self._cap == 1:
-            most = "with one row, because larger batches are no faster per row"
+        most = _most(self._caps)
         greedy = f"a batch leaves as soon as a replica is free, {most}"
         if self.target.goal_s is None:
             return f"{learnt}; without a latency goal {greedy}"
@@ -171,18 +191,30 @@ class ModelBased(Policy):
         )
 
     def to_plain(self) -> dict[str, Any]:
-        """Return both models and the margin."""
+        """Return the models and the margin."""
         return {
             "service": self.service.to_plain(),
+            "bands": self.bands.to_plain(),
             "arrivals": self.arrivals.to_plain(),
             "margin": self.margin,
         }
 
     def from_plain(self, plain: Mapping[str, Any]) -> None:
-        """Take up both models; the plan follows with the first tick."""
+        """Take up the models; the plan follows with the first tick."""
         self.service.from_plain(plain["service"], 0.0)
+        self.bands.from_plain(plain["bands"])
         self.arrivals.from_plain(plain["arrivals"])
         self.margin = float(plain["margin"])
+
+
+def _most(caps: Mapping[int, int]) -> str:
+    """Say how many rows a batch may have, by length where that matters."""
+    if set(caps.values()) == {1}:
+        return "with one row, because larger batches are no faster per row"
+    if len(set(caps.values())) == 1:
+        return f"with at most {max(caps.values())} rows"
+    listed = ", ".join(f"{rows} up to length {band}" for band, rows in sorted(caps.items()))
+    return f"with at most so many rows: {listed}"
 
 
 def _cap(table_s: list[float], doubt_s: float) -> int:

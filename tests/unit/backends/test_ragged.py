@@ -140,6 +140,14 @@ def test_a_graph_that_does_not_run_on_generated_inputs_is_not_padded(load):
     assert "does not run on generated inputs" in load([node], ["n", "t"], ["n", 7], [shape]).note
 
 
+def test_a_graph_that_takes_only_some_lengths_is_not_padded(load):
+    shape = numpy_helper.from_array(np.array([0, -1, 4]), "s")
+    node = helper.make_node("Reshape", ["x", "s"], ["y"])
+    found = load([node], ["n", "t"], ["n", None, 4], [shape])
+    assert found.inputs == ()
+    assert "not every length runs: the model's Reshape node refused its input" in found.note
+
+
 def test_an_encoder_with_a_mask_is_padded_as_far_as_its_table_of_positions(tmp_path):
     spec = BackendSpec(str(encoder(tmp_path / "e.onnx", longest=100)), padding=Padding("auto"))
     found = OrtBackend(spec).signature.ragged

@@ -13,8 +13,10 @@ impl Batch {
         let is_rerun = self.is_rerun();
         let Requests { entries, buffer, shapes, .. } = &mut self.payload;
         let Some(edge) = ragged.length(shapes).filter(|_| !is_rerun) else { return };
-        let own = |entry: &Entry| if entry.length == 0 { edge } else { entry.length };
-        let longest = Ragged::rounded(entries.iter().map(own).max().unwrap_or(edge), edge);
+        let mut lengths = entries.iter().map(|entry| if entry.length == 0 { edge } else { entry.length });
+        let most = lengths.clone().max().unwrap_or(edge);
+        // Equal lengths need no padding at all.
+        let longest = if lengths.all(|length| length == most) { most } else { Ragged::rounded(most, edge) };
         if longest == edge {
             return;
         }
