@@ -219,7 +219,7 @@ def test_deployed_values_never_leave_the_bounds(bench, name, radius):
     # The box of the points: a corner that is rounded to float32 must not leave it.
     points = (rng.normal(size=size) + radius * steps).astype(F)
     box = np.stack([points.min(axis=0), points.max(axis=0)]).astype(float)
-    state = bounds.regions(box[:, None], np.zeros((1, len(graph.hidden)), np.int8), None, None)
+    state = bounds.regions(box[:, None], np.zeros((1, len(graph.hidden)), np.int8))
     values = deployed(path, points, shape)
     low, high = state.lower[0, outputs], state.upper[0, outputs]
     assert (values >= low).all()

@@ -14,12 +14,10 @@ from lrai.verifier.instance import Instance, solve
 
 KINDS = {
     **dict.fromkeys(("box", "rows", "offset", "at", "weights"), "<f8"),
-    **dict.fromkeys(("claim", "choice", "slope"), "<u4"),
-    **dict.fromkeys(("slopes", "refined"), "u1"),
+    **dict.fromkeys(("claim", "slope", "tables", "table"), "<u4"),
+    "slopes": "u1",
     "axis": "<i4",
     "betas": "<f4",
-    **dict.fromkeys(("neurons", "table"), "<i4"),
-    "tables": "u1",
 }
 
 
@@ -95,7 +93,7 @@ def drop_last_leaf(proof):
     leaves = int((axis == -1).sum())
     proof.put("axis", axis[:-1])
     proof.put("at", proof.array("at")[:-1])
-    for name in ("choice", "slope"):
+    for name in ("weights", "slope"):
         array = proof.array(name)
         proof.put(name, array[: array.size // leaves * (leaves - 1)])
 
@@ -132,24 +130,32 @@ FORGERIES = {
     "a split of no neuron at all": edit("axis", 0, -(2**31)),
     "a negative weight": edit("weights", 0, -1.0),
     "a weight not a number": edit("weights", 0, np.nan),
-    "no weight at all": edit("weights", slice(None), 0.0),
-    "an unknown row of weights": edit("choice", 0, 10**6),
-    "a row of weights beyond all numbers": edit("choice", 0, 2**32 - 1),
+    "too few weights": lambda proof: proof.put("weights", proof.array("weights")[:-1]),
+    "a claim without weights": edit(
+        "weights", slice(None), lambda weights: weights * (np.arange(weights.size) % 3 < 2)
+    ),
     "an unknown row of slopes": edit("slope", 0, 1),
+    "a row of slopes beyond all numbers": edit("slope", 0, 2**32 - 1),
+    "an unknown table": edit("table", 0, 1),
+    "a table beyond all numbers": edit("table", 0, 2**32 - 1),
     "a box for another number of inputs": lambda proof: proof.put("box", [-1.0, 1.0]),
     "a box of infinite width": edit("box", 0, -np.inf),
     "a box from nowhere": edit("box", 0, np.nan),
     "a weight that is infinite": edit("weights", 0, np.inf),
     "a multiplier for no split": lambda proof: proof.put("betas", [1.0]),
-    "a strange table of slopes": lambda proof: proof.put("refined", [1] * 5),
+    "a strange table of slopes": lambda proof: proof.put("tables", [1] * 5),
     "half an array": lambda proof: proof.parts.__setitem__("0/at", b"123"),
     "an array missing": lambda proof: proof.parts.pop("0/at"),
     "an array too many": lambda proof: proof.parts.__setitem__("0/more", b""),
-    "another format": lambda proof: proof.header(format="lrai-certificate-1"),
+    "another format": lambda proof: proof.header(format="lrai-certificate-2"),
     "another arithmetic": lambda proof: proof.header(arithmetic="exact"),
     "no trees": lambda proof: proof.header(trees=0),
     "many trees": lambda proof: proof.header(trees=10**9),
     "trees without end": lambda proof: proof.header(trees=-1),
+    "no inputs": lambda proof: proof.header(inputs=[]),
+    "inputs that are one": lambda proof: proof.header(inputs=[0, 0]),
+    "an input too many": lambda proof: proof.header(inputs=[0, 1, 2]),
+    "inputs without numbers": lambda proof: proof.header(inputs=[{}, None]),
     "no models": lambda proof: proof.header(models=[]),
     "models that are a number": lambda proof: proof.header(models=1),
     "a header that is no JSON": lambda proof: proof.parts.__setitem__("header.json", b"[" * 10**5),
@@ -315,9 +321,10 @@ def test_a_tree_of_neurons_is_proved_again(split_neurons):
         edit("betas", 0, np.nan),
         lambda proof: proof.put("betas", proof.array("betas")[:-1]),
         lambda proof: proof.put("slopes", proof.array("slopes")[:-1]),
-        lambda proof: proof.put("table", proof.array("table") + 1),
+        lambda proof: proof.put("table", proof.array("table") + 2),
         lambda proof: proof.put("table", proof.array("table")[:-1]),
-        lambda proof: proof.put("neurons", proof.array("neurons") + 1_000),
+        lambda proof: proof.put("tables", proof.array("tables") + 10**6),
+        lambda proof: proof.put("tables", proof.array("tables")[:-1]),
         lambda proof: proof.put("axis", np.where(proof.array("axis") < -1, -2, -1)),
         lambda proof: proof.put("axis", np.where(proof.array("axis") < -1, -26, -1)),
         drop_last_leaf,

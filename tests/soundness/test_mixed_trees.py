@@ -35,7 +35,7 @@ def certificate(bench, betas=1.0, slopes=None, exact=False, order=(0, 1)):
         else:
             tree.close(above, 1.0 - about_output, table, multipliers(betas))
     path = bench.folder / "mixed"
-    Certificate(network.digests, found, "float32", (tree,)).write(path)
+    Certificate(network.digests, found, "float32", (tree,), (0, 1)).write(path)
     return path, model, subject
 
 

@@ -1,8 +1,9 @@
 """The file that proves a verdict: a tree of splits per region, and what closes each of its leaves.
 
 One zip file whose comment is the SHA-256 of all bytes before it. `header.json` names format,
-arithmetic, hashes of models and property, the property's text and the number of trees; `K/NAME`
-holds an array of the K-th tree as plain little-endian numbers, row-major:
+arithmetic, hashes of models and property, the property's text, the number of trees and, for every
+element of all models' inputs, which input of the trees it is (`inputs`). `K/NAME` holds an array of
+the K-th tree as plain little-endian numbers, row-major:
 
 =========  ===  ==========================================================================
 box        f8   (2, n_in) lower and upper ends of the root box: the checker sees to it that
@@ -13,17 +14,16 @@ claim      u4   (M,) the claim, 0 to C - 1, that a condition belongs to
 axis       i4   nodes in pre-order: a >= 0 splits input a, -2 - k hidden neuron k, -1 is a leaf
 at         f8   as long as `axis`: where an input is split; first child below, second above.
                 First child of a neuron: its input is <= 0, second: >= 0
-choice     u4   (leaves, C) row of `weights`, or T: Z3 closes the leaf
-weights    f8   (T, M) non-negative: the sum of weighted conditions that is shown to be > 0
-slope      u4   (leaves, C) row of `slopes`, or S: 1 where upper > -2 lower, else 0
-slopes     u1   (S, H) lower slope of each hidden neuron, in steps of 1/255
-betas      f4   empty (all 0), or a multiplier >= 0 for every leaf, claim and neuron split
-                from root to leaf
-refined    u1   empty, or (2H, H): slopes with which the root box's lower bounds of the H hidden
-                neurons' inputs, then the upper ones, are computed
-neurons    u4   (R,) hidden neurons that the tables are about
-tables     u1   (K, 2R, R): slopes that stand in the place of those in `refined`
-table      u4   (leaves,) 0: a leaf is bounded with `refined`, k: with the k-th table
+weights    f8   (leaves, M) non-negative: for each claim the sum of its weighted conditions is
+                shown to be > 0; no weight at all: Z3 closes the leaf
+betas      f4   (leaves, C, D): a multiplier >= 0 for each of the neuron splits from root to
+                leaf, at most D of them
+slopes     u1   (S, H) lower slopes of the hidden neurons, in steps of 1/255. Row S, which is not
+                stored, stands for the default: 1 where upper > -2 lower, else 0
+slope      u4   (leaves, C) row of `slopes` for a claim
+tables     u4   (K, 2 H) rows of `slopes` for the lower bounds of the H hidden neurons' inputs,
+                then for the upper ones; row K, which is not stored, is all S
+table      u4   (leaves,) row of `tables`
 =========  ===  ==========================================================================
 
 Hidden neurons are the elements of all Relu nodes in the models' order of nodes. A claim is a case
@@ -47,9 +47,11 @@ from numpy.typing import NDArray
 from lrai.verifier.property import Case, Property
 
 Array = NDArray[np.float64]
+Levels = NDArray[np.uint8]
+"""Slopes in steps of 1/255."""
 Arithmetic = Literal["real", "float32"]
 
-FORMAT: Final = "lrai-certificate-2"
+FORMAT: Final = "lrai-certificate-3"
 _OPEN, _LEAF = -(2**31), -1
 _DATE: Final = (1980, 1, 1, 0, 0, 0)
 
@@ -67,7 +69,6 @@ class Tree:
         self._weights: list[Array] = []
         self._slopes: list[NDArray[np.uint8] | None] = []
         self._betas: list[Array | None] = []
-        self._exact: list[bool] = []
         self.refined: NDArray[np.uint8] | None = None
         """`(2 * hidden, hidden)` slopes for the bounds of the root box, in steps of 1/255."""
         self.neurons: NDArray[np.intp] = np.zeros(0, np.intp)
@@ -101,21 +102,20 @@ class Tree:
         """
         if weights is None:
             weights = self._identity()
-        self._axis[node], self._first[node] = _LEAF, len(self._exact)
+        self._axis[node], self._first[node] = _LEAF, len(self._weights)
         self._weights.append(np.asarray(weights, np.float64))
         self._slopes.append(slopes)
         self._betas.append(betas)
-        self._exact.append(False)
         self._table.append(table)
 
     def close_exactly(self, node: int, table: int = 0) -> None:
         """Close a leaf by Z3."""
-        self.close(node, weights=np.ones((len(self.cases), self._conditions())), table=table)
-        self._exact[-1] = True
+        count = sum(len(case.offset) for case in self.cases)
+        self.close(node, weights=np.zeros((len(self.cases), count)), table=table)
 
     def graft(self, node: int, other: "Tree") -> None:
         """Put another tree of the same cases in the place of an open node."""
-        nodes, leaves = len(self._axis), len(self._exact)
+        nodes, leaves = len(self._axis), len(self._weights)
         # The other's root comes to `node`, its other nodes behind ours.
         places = [node, *range(nodes, nodes + len(other._axis) - 1)]
         self._axis += other._axis[1:]
@@ -127,34 +127,29 @@ class Tree:
         self._weights += other._weights
         self._slopes += other._slopes
         self._betas += other._betas
-        self._exact += other._exact
         self._table += [table + len(self.tables) * (table > 0) for table in other._table]
         self.tables += other.tables
 
     @property
     def leaves(self) -> int:
         """Number of closed leaves."""
-        return len(self._exact)
+        return len(self._weights)
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """The arrays of the file, in pre-order; ValueError where a node is open."""
         axis, at, order, depths = self._walk()
-        weights, choice = _unique([self._weights[leaf] for leaf in order])
-        choice[[self._exact[leaf] for leaf in order]] = len(weights)
-        known = [self._slopes[leaf] for leaf in order]
-        given = [np.asarray(table, np.uint8) for table in known if table is not None]
-        slopes: NDArray[np.generic] = np.zeros((0, self.hidden), np.uint8)
-        slope = np.zeros((len(order), len(self.cases)), np.uint32)
-        if given:
-            slopes, slope[[table is not None for table in known]] = _unique(given)
-        slope[[table is None for table in known]] = len(slopes)
-        betas = [
-            np.zeros((len(self.cases), depth)) if self._betas[leaf] is None else self._betas[leaf]
-            for leaf, depth in zip(order, depths, strict=True)
-        ]
-        has_betas = any(self._betas[leaf] is not None for leaf in order)
-        flat = [np.ravel(np.asarray(table)) for table in betas] if has_betas else []
         claim = np.repeat(np.arange(len(self.cases)), [len(case.offset) for case in self.cases])
+        is_member = claim == np.arange(len(self.cases))[:, None]
+        weights = [(self._weights[leaf] * is_member).sum(axis=0) for leaf in order]
+        slope, slopes = self._chosen_slopes(order)
+        tables, table_slopes = self._chosen_tables(len(slopes))
+        every = len(slopes) + len(table_slopes)
+        slope[slope == len(slopes)] = every
+        table = [self._table[leaf] if len(tables) else 0 for leaf in order]
+        betas = np.zeros((len(order), len(self.cases), max(depths, default=0)), np.float32)
+        known = [self._betas[leaf] for leaf in order]
+        for row, given, depth in zip(betas, known, depths, strict=True):
+            row[:, :depth] = 0.0 if given is None else given
         return {
             "box": np.stack([self.cases[0].lower, self.cases[0].upper]),
             "rows": np.concatenate([_rows(case) for case in self.cases]),
@@ -162,16 +157,40 @@ class Tree:
             "claim": claim.astype(np.uint32),
             "axis": np.array(axis, np.int32),
             "at": np.array(at, np.float64),
-            "choice": choice,
-            "weights": weights,
+            "weights": np.array(weights, np.float64),
+            "betas": betas,
+            "slopes": np.concatenate([slopes, table_slopes]),
             "slope": slope,
-            "slopes": slopes,
-            "betas": np.concatenate([np.zeros(0), *flat]).astype(np.float32),
-            "refined": np.zeros(0, np.uint8) if self.refined is None else self.refined,
-            "neurons": self.neurons.astype(np.uint32),
-            "tables": np.array(self.tables, np.uint8),
-            "table": np.array([self._table[leaf] for leaf in order], np.uint32),
+            "tables": tables,
+            "table": np.array(table, np.uint32),
         }
+
+    def _chosen_slopes(self, order: list[int]) -> tuple[NDArray[np.uint32], Levels]:
+        """Of leaves: for each claim a row among the different slopes, or behind the last one."""
+        known = [self._slopes[leaf] for leaf in order]
+        given = [np.asarray(table, np.uint8) for table in known if table is not None]
+        rows = np.zeros((0, self.hidden), np.uint8)
+        index = np.zeros((len(order), len(self.cases)), np.uint32)
+        if given:
+            rows, index[[table is not None for table in known]] = _unique(given)
+        index[[table is None for table in known]] = len(rows)
+        return index, rows
+
+    def _chosen_tables(self, first: int) -> tuple[NDArray[np.uint32], Levels]:
+        """`(1 + tables, 2 * hidden)` rows of slopes, the first of which has a number; or none."""
+        if self.refined is None:
+            return np.zeros((0, 2 * self.hidden), np.uint32), np.zeros((0, self.hidden), np.uint8)
+        both = np.concatenate([self.neurons, self.hidden + self.neurons])
+        index = np.tile(first + np.arange(2 * self.hidden), (1 + len(self.tables), 1))
+        rows = [self.refined]
+        for place, table in enumerate(self.tables):
+            index[1 + place, both] = (
+                first + 2 * self.hidden + place * both.size + np.arange(both.size)
+            )
+            changed = self.refined[both]
+            changed[:, self.neurons] = table
+            rows.append(changed)
+        return index.astype(np.uint32), np.concatenate(rows)
 
     def _walk(self) -> tuple[list[int], list[float], list[int], list[int]]:
         axis, at, order, depths = [], [], [], []
@@ -191,9 +210,6 @@ class Tree:
                 stack += [(self._first[node] + 1, depth), (self._first[node], depth)]
         return axis, at, order, depths
 
-    def _conditions(self) -> int:
-        return sum(len(case.offset) for case in self.cases)
-
     def _identity(self) -> Array:
         if any(len(case.offset) != 1 for case in self.cases):
             raise ValueError("only a case with one condition goes without weights")
@@ -209,6 +225,8 @@ class Certificate:
     subject: Property
     arithmetic: Arithmetic
     trees: tuple[Tree, ...]
+    inputs: tuple[int, ...]
+    """Which input of the trees each element of all models' inputs is."""
 
     @property
     def leaves(self) -> int:
@@ -237,6 +255,7 @@ class Certificate:
             "models": list(self.models),
             "property": self.subject.digest,
             "text": self.subject.text,
+            "inputs": self.inputs,
             "trees": len(self.trees),
             "versions": {"lrai": __version__, "numpy": np.__version__},
         }
@@ -256,12 +275,8 @@ def _rows(case: Case) -> Array:
     return np.concatenate([case.output_rows, inputs], axis=1)
 
 
-def _unique(
-    tables: Sequence[NDArray[np.generic]],
-) -> tuple[NDArray[np.generic], NDArray[np.uint32]]:
+def _unique(tables: Sequence[Levels]) -> tuple[Levels, NDArray[np.uint32]]:
     """The different rows of `(C, n)` tables, and the index of each, `(tables, C)`."""
     stacked = np.stack(tables)
-    rows, index = np.unique(
-        np.ascontiguousarray(stacked).reshape(-1, stacked.shape[-1]), axis=0, return_inverse=True
-    )
+    rows, index = np.unique(stacked.reshape(-1, stacked.shape[-1]), axis=0, return_inverse=True)
     return rows, index.reshape(stacked.shape[:2]).astype(np.uint32)

@@ -203,7 +203,7 @@ class ReluSplit:
         Its bound is infinite where they show that it is empty.
         """
         tables = self.tree.tables
-        if sum(table.nbytes for table in tables) > _TABLE_BYTES:
+        if sum(len(table) * self._hidden for table in tables) > _TABLE_BYTES:
             return one
         levels = self._box.adapted(one.signs, self._levels(one.table), _ADAPT)
         boxes, is_empty = self._box.regions(one.signs[None], levels)

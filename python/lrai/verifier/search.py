@@ -114,8 +114,14 @@ class _Search:
                     f"bounded, without a certificate: the checker has no bounds for {node.name}"
                 )
                 return self._verdict("unsat", reason=reason)
+        every = np.arange(self._network.input_size)
+        feeds = [every if part.inputs is None else part.inputs for part in self._settings.parts]
         certificate = Certificate(
-            self._network.digests, self._subject, self._settings.arithmetic, tuple(trees)
+            self._network.digests,
+            self._subject,
+            self._settings.arithmetic,
+            tuple(trees),
+            tuple(np.concatenate(feeds or [every]).tolist()),
         )
         return self._verdict("unsat", certificate=certificate)
 

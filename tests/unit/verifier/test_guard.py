@@ -35,7 +35,7 @@ def certificate(path, boxes, models=(MODEL,)):
         trees.append(Tree([case], hidden=0))
         trees[-1].close(0)
     subject = Property((), "ef" * 32, "text")
-    Certificate(models, subject, "float32", tuple(trees)).write(path)
+    Certificate(models, subject, "float32", tuple(trees), (0, 1, 2)).write(path)
     return path
 
 

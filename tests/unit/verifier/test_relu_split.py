@@ -65,6 +65,10 @@ class Bench:
         path.write_text("\n".join([*lines, f"(assert (<= Y_0 {limit}))"]))
         return path, read_vnnlib(path, SIZES[0], SIZES[-1])
 
+    def write(self, tree, subject, path):
+        inputs = tuple(range(self.network.input_size))
+        Certificate(self.network.digests, subject, "float32", (tree,), inputs).write(path)
+
     def search(self, subject):
         split = ReluSplit(self.network, subject.cases, "float32")
         replay = Replay([Part(self.path)])
@@ -106,7 +110,7 @@ def test_a_limit_below_the_minimum_is_proved_and_checked(bench):
     assert not split.stuck
     assert split.share == pytest.approx(1.0)
     file = bench.folder / "certificate"
-    Certificate(bench.network.digests, subject, "float32", (split.tree,)).write(file)
+    bench.write(split.tree, subject, file)
     result = check(file, [bench.path], path)
     assert result.accepted, result.reason
 
@@ -119,7 +123,7 @@ def test_slopes_that_are_adapted_at_every_split_are_checked(bench, monkeypatch):
     assert not split.open
     assert split.tree.tables
     file = bench.folder / "certificate"
-    Certificate(bench.network.digests, subject, "float32", (split.tree,)).write(file)
+    bench.write(split.tree, subject, file)
     result = check(file, [bench.path], path)
     assert result.accepted, result.reason
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lrai.verifier.checker.graph import ONE, Array, Graph, Linear, RefusedError, Relu, Slots
 
+Levels = NDArray[np.uint8]
 _UNIT_32: Final = 2.0**-24
 _UNIT_64: Final = 2.0**-53
 _INFLATED: Final = 1 + 2.0**-20
@@ -48,33 +49,45 @@ class State:
     """`(slots,)`: how far values of any region may be from their sums; of inputs, what rounding
     costs there.
     """
-    is_empty: NDArray[np.bool_]
-    """`(N,)`: no input of the region has the signs that are fixed."""
+
+    @property
+    def is_empty(self) -> NDArray[np.bool_]:
+        """`(N,)`: no input of the region has the signs that are fixed."""
+        return np.asarray((self.lower > self.upper).any(axis=1))
 
 
 class Bounds:
     """Bounds of one graph under one arithmetic."""
 
-    def __init__(self, graph: Graph, is_float32: bool) -> None:
-        """Prepare for a graph; roundings of its deployment count where `is_float32`."""
+    def __init__(self, graph: Graph, is_float32: bool, slopes: Levels | None = None) -> None:
+        """Prepare for a graph; roundings of its deployment count where `is_float32`.
+
+        `slopes` `(S + 1, hidden)` are lower slopes in steps of 1/255 to choose from; the last row
+        stands for the default ones.
+        """
         self.graph, self._is_float32 = graph, is_float32
+        self._slopes = np.zeros((1, len(graph.hidden)), np.uint8) if slopes is None else slopes
         self.inputs = slice(ONE + 1, ONE + 1 + graph.inputs)
         self._own = 2 * _gamma(4 * graph.slots + 4 * len(graph.operations) + 64, _UNIT_64)
 
     def regions(
-        self, box: Array, signs: NDArray[np.int8], slopes: Array | None, around: State | None
+        self,
+        box: Array,
+        signs: NDArray[np.int8],
+        slopes: Slots | None = None,
+        around: State | None = None,
     ) -> State:
         """All bounds in boxes of inputs, `(2, N, n_in)`, where neurons have fixed signs.
 
         `signs` `(N, hidden)` are 1 where a neuron's input is >= 0, -1 where it is <= 0, else 0.
-        `slopes` `(2 * hidden, hidden)` serve for the lower, then the upper bounds of the inputs of
-        neurons. `around` is known of one region that contains all of them.
+        `slopes` `(N, 2 * hidden)` choose those for the lower, then the upper bounds of the inputs
+        of neurons. `around` is known of one region that contains all of them.
         """
         count, known = box.shape[1], slice(0, self.inputs.stop)
         columns = self.graph.inputs if self.graph.inputs <= _MAX_FORM_INPUTS else -1
         low, high, below, above, constant, rest = np.zeros((6, count, self.graph.slots))
         form, error = np.zeros((count, 1 + columns, low.shape[1])), np.zeros(low.shape[1])
-        state = State(low, high, below, above, constant, rest, form, error, np.zeros(count, bool))
+        state = State(low, high, below, above, constant, rest, form, error)
         low[:, ONE] = high[:, ONE] = 1.0
         low[:, self.inputs], high[:, self.inputs] = box
         largest = np.maximum(np.abs(low[:, known]), np.abs(high[:, known])).max(axis=0)
@@ -102,13 +115,13 @@ class Bounds:
         """A sum's box, and how far it may be from its sum."""
         low, high = state.lower[:, one.inputs], state.upper[:, one.inputs]
         reach = np.maximum(np.abs(low), np.abs(high)) + _SMALL
-        size = one.sizes(reach) + _SMALL * reach.sum(axis=1, keepdims=True) + one.size + one.noise
+        size = one.sizes(reach) + _SMALL * reach.sum(axis=1, keepdims=True) + one.noise
         if self._is_float32 and not size.max(initial=0.0) < _MAX_FLOAT32:
             raise RefusedError("values may exceed the range of float32")
         deployed = _gamma(one.terms, _UNIT_32) if self._is_float32 else 0.0
         error = ((deployed + self._own) * size + one.noise) * _INFLATED
         state.error[one.out] = error.max(axis=0)
-        middle = one.map((low + high) / 2) + one.bias
+        middle = one.map((low + high) / 2)
         radius = one.sizes((high - low) / 2) * _INFLATED + error
         low, high = middle - radius, middle + radius
         if state.form.size:
@@ -116,7 +129,6 @@ class Bounds:
             rest = rest * _INFLATED + self._own * np.abs(form).sum(axis=1)
             rest = one.sizes(rest) * _INFLATED + error
             form = one.map(form.reshape(-1, form.shape[2])).reshape(*form.shape[:2], -1)
-            form[:, 0] += one.bias
             reach = (np.abs(form[:, 1:]).sum(axis=1) + rest) * _INFLATED
             reach += self._own * np.abs(form[:, 0])
             low, high = np.maximum(low, form[:, 0] - reach), np.minimum(high, form[:, 0] + reach)
@@ -127,9 +139,8 @@ class Bounds:
         """Cut a Relu's inputs by the signs of its neurons; its lines and its box."""
         out, low, high = one.out, state.lower[:, one.inputs], state.upper[:, one.inputs]
         if signs.any():
-            least, most = np.where(signs > 0, 0.0, -np.inf), np.where(signs < 0, 0.0, np.inf)
-            state.is_empty[((high < least) | (low > most)).any(axis=1)] = True
-            low[:], high[:] = np.clip(low, least, most), np.clip(high, least, most)
+            np.maximum(low, np.where(signs > 0, 0.0, -np.inf), out=low)
+            np.minimum(high, np.where(signs < 0, 0.0, np.inf), out=high)
         state.lower[:, out], state.upper[:, out] = np.maximum(low, 0), np.maximum(high, 0)
         is_unstable = (low < 0) & (high > 0)
         # A little too steep, so that the line stays above in spite of the quotient's rounding.
@@ -145,7 +156,7 @@ class Bounds:
             state.form[:, 0, out] += constant / 2
             state.rest[:, out] = above * rest + constant / 2 + self._own * total
 
-    def _tighten(self, state: State, one: Relu, slopes: Array | None) -> None:
+    def _tighten(self, state: State, one: Relu, slopes: Slots | None) -> None:
         """Bound the unstable inputs of a Relu by backward substitution."""
         low, high = state.lower[:, one.inputs], state.upper[:, one.inputs]
         regions, places = np.nonzero((low < 0) & (high > 0))
@@ -158,35 +169,36 @@ class Bounds:
             rows[np.arange(2 * count), column] = np.repeat([1.0, -1.0], count)
             if slopes is not None and one.neurons.stop > one.neurons.start:
                 neuron = one.neurons.start + place
-                given = slopes[np.concatenate([neuron, neuron + len(slopes) // 2])]
+                half = slopes.shape[1] // 2
+                given = slopes[np.tile(region, 2), np.concatenate([neuron, neuron + half])]
             bound = self.lower(rows, state, np.tile(region, 2), given)
             low[region, place] = np.maximum(low[region, place], bound[:count])
             high[region, place] = np.minimum(high[region, place], -bound[count:])
 
     def lower(
-        self, rows: Array, state: State, regions: Slots, slopes: Array | None = None
+        self, rows: Array, state: State, regions: Slots, slopes: Slots | None = None
     ) -> Array:
         """Lower bounds `(R,)` of `rows @ values`; leaves in `rows` what reaches each slot.
 
         `rows` `(R, slots)` may end before the last slot; `regions` names the region of each.
-        `slopes` `(R, hidden)` replace the lower slopes of unstable neurons, unless they are nan.
+        `slopes` `(R,)` choose lower slopes of unstable neurons.
         """
-        total = np.zeros(len(rows))
+        total, last = np.zeros(len(rows)), len(self._slopes) - 1
         for one in reversed(self.graph.operations):
             part = rows[:, one.out]
             if not (part[:1].any() or part.any()):
                 continue
             if isinstance(one, Linear):
-                total += part @ one.bias - np.abs(part) @ state.error[one.out]
+                total -= np.abs(part) @ state.error[one.out]
                 rows[:, one.inputs] += one.back(part)
                 continue
             constant, below, above = (
                 side[:, one.out].take(regions, axis=0)
                 for side in (state.constant, state.below, state.above)
             )
-            if slopes is not None and one.neurons.stop > one.neurons.start:
-                given = slopes[:, one.neurons]
-                below = np.where((constant > 0) & ~np.isnan(given), given, below)
+            if slopes is not None and last and one.neurons.stop > one.neurons.start:
+                is_given = (constant > 0) & (slopes < last)[:, None]
+                below = np.where(is_given, self._slopes[slopes, one.neurons] / 255.0, below)
             least = np.minimum(part, 0)
             total += np.einsum("rn,rn->r", least, constant)
             # In place, which costs half the time.

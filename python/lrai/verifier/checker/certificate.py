@@ -14,14 +14,14 @@ import numpy as np
 
 from lrai.verifier.checker.graph import Graph, RefusedError
 
-_FORMAT: Final = "lrai-certificate-2"
+_FORMAT: Final = "lrai-certificate-3"
 _MAX_BYTES: Final = 1 << 29
 _ARRAYS: Final = {
     **dict.fromkeys(("box", "rows", "offset", "at", "weights"), "<f8"),
-    **dict.fromkeys(("claim", "choice", "slope", "neurons", "table"), "<u4"),
-    **dict.fromkeys(("slopes", "refined", "tables"), "u1"),
+    **dict.fromkeys(("claim", "slope", "tables", "table"), "<u4"),
     "axis": "<i4",
     "betas": "<f4",
+    "slopes": "u1",
 }
 Tree = dict[str, Any]
 """The arrays of one tree by name."""
@@ -47,19 +47,26 @@ class Archive:
 
     def tree(self, index: int, graph: Graph, outputs: int) -> Tree:
         """Read a tree for a graph, and look through it."""
-        tree = {
-            name: np.frombuffer(self._archive.read(f"{index}/{name}"), kind)
-            for name, kind in _ARRAYS.items()
-        }
-        inputs, count, claims = graph.inputs, tree["offset"].size, int(tree["claim"].max()) + 1
-        widths = {"rows": inputs + outputs, "weights": count, "choice": claims, "slope": claims}
-        widths |= dict.fromkeys(("slopes", "refined"), len(graph.hidden))
-        for name, width in widths.items():
-            tree[name] = tree[name].reshape(-1, max(width, 1))
+        tree: Tree = {}
+        for name, kind in _ARRAYS.items():
+            tree[name] = np.frombuffer(self._archive.read(f"{index}/{name}"), kind)
+        inputs, leaves = graph.inputs, np.count_nonzero(tree["axis"] == -1)
+        conditions, claims = tree["offset"].size, int(tree["claim"].max()) + 1
+        tree["claim"] = tree["claim"].reshape(conditions)
         tree["box"] = tree["box"].reshape(2, inputs)
-        refined = tree["neurons"].size
-        if refined:
-            tree["tables"] = tree["tables"].reshape(-1, 2 * refined, refined)
-        if not all(((tree[x] >= 0) & (tree[x] < np.inf)).all() for x in ("weights", "betas")):
+        tree["rows"] = tree["rows"].reshape(conditions, inputs + outputs)
+        tree["weights"] = tree["weights"].reshape(leaves, conditions)
+        tree["slope"] = tree["slope"].reshape(leaves, claims)
+        tree["betas"] = tree["betas"].reshape(leaves, claims, -1)
+        tree["slopes"] = _rows(tree["slopes"], len(graph.hidden), 0)
+        tree["tables"] = _rows(tree["tables"], 2 * len(graph.hidden), len(tree["slopes"]) - 1)
+        is_allowed = [((tree[x] >= 0) & (tree[x] < np.inf)).all() for x in ("weights", "betas")]
+        if not all(is_allowed) or tree["slope"].max() >= len(tree["slopes"]):
             raise RefusedError(f"tree {index} has a number that is not allowed")
         return tree
+
+
+def _rows(array: Any, width: int, last: int) -> Any:
+    """An array as rows, and behind them one for what none of them is meant for."""
+    rows = array.reshape(-1, max(width, 1))[:, :width]
+    return np.append(rows, np.full((1, width), last, array.dtype), axis=0)

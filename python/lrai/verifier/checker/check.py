@@ -1,12 +1,10 @@
 """Proves a certificate again: its trees cover the property, and each of their leaves is closed."""
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,7 @@ from lrai.verifier.checker.certificate import Archive, Tree
 from lrai.verifier.checker.graph import ONE, Graph, RefusedError, Slots
 from lrai.verifier.checker.leaves import Leaves
 from lrai.verifier.checker.model import read_models
-from lrai.verifier.checker.vnnlib import Case, Query, case_of, condition, unpack
+from lrai.verifier.checker.vnnlib import Query, unpack
 
 
 @dataclass(frozen=True)
@@ -80,18 +78,18 @@ def _prove(content: bytes, text: bytes, models: list[bytes], wanted: int) -> tup
         raise RefusedError("the certificate is about another model")
     if header["property"] != hashlib.sha256(text).hexdigest():
         raise RefusedError("the certificate is about another property")
-    graph, outputs = read_models([models[model] for model in query.models], query.shared)
+    shared = np.unique(header["inputs"], return_inverse=True)[1]
+    graph, outputs = read_models([models[model] for model in query.models], shared)
     is_float32 = {"real": False, "float32": True}[header["arithmetic"]]
-    left, count, closed = query.cases, 0, 0
-    for index in range(header["trees"]):
-        tree = archive.tree(index, graph, outputs.size)
-        leaves = Leaves(tree, Bounds(_with_conditions(graph, outputs, tree), is_float32))
+    trees = [archive.tree(index, graph, outputs.size) for index in range(header["trees"])]
+    if query.left_out(shared, outputs.size, trees):
+        raise RefusedError("a part of the property may be left out")
+    count, closed = 0, 0
+    for tree in trees:
+        bounds = Bounds(_with_conditions(graph, outputs, tree), is_float32, tree["slopes"])
+        leaves = Leaves(tree, bounds)
         closed += leaves.prove(wanted - closed)
         count += len(leaves.all)
-        box, *claims = _cases(tree)
-        left = [x for x in left if not (_implies(x, box) and any(_implies(x, y) for y in claims))]
-    if left:
-        raise RefusedError(f"{len(left)} cases of the property are left out")
     return header["arithmetic"], count, closed
 
 
@@ -104,23 +102,3 @@ def _with_conditions(graph: Graph, outputs: Slots, tree: Tree) -> Graph:
     rows, places = np.indices(weights.shape)
     whole.linear((rows, slots[places], weights), tree["claim"].shape, 0)
     return whole
-
-
-def _cases(tree: Tree) -> list[Case | None]:
-    """The box, then the claims of a tree."""
-    (low, high), count = tree["box"], tree["rows"].shape[1]
-    unit, claim = np.eye(low.size, count, count - low.size), tree["claim"]
-    names = [*range(-1, low.size - count - 1, -1), *range(low.size)]
-    parts = [(np.concatenate([unit, -unit]), np.concatenate([high, -low]))]
-    parts += [(tree["rows"][claim == x], tree["offset"][claim == x]) for x in np.unique(claim)]
-    cases = []
-    for rows, offsets in parts:
-        linears = [{names[x]: Fraction(row[x]) for x in np.flatnonzero(row)} for row in rows]
-        ends = ({None: -Fraction(offset)} for offset in offsets)
-        cases.append(case_of([condition(x | y) for x, y in zip(linears, ends, strict=True)]))
-    return cases
-
-
-def _implies(case: Case, other: Case | None) -> bool:
-    """Whether whatever fulfils a case fulfils another one."""
-    return other is not None and all(case.get(key, math.inf) <= other[key] for key in other if key)

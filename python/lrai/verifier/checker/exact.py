@@ -1,16 +1,41 @@
-"""Z3 on one leaf: what is left of the network between linear functions, in rationals."""
+"""Z3: whether assertions about reals can hold, and what is left of the network in one leaf."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any, Final
 
 import numpy as np
 
 from lrai.verifier.checker.bounds import Bounds, State
-from lrai.verifier.checker.graph import Relu, Slots
+from lrai.verifier.checker.graph import ONE, Relu, Slots
 
 _LIMITS: Final = {"rlimit": 4_000_000, "timeout": 60_000}
 """Z3's own count of steps, which a busy machine does not change, and milliseconds."""
 _MAX_TERMS: Final = 1 << 18
+
+
+def number(value: Any) -> str:
+    """A number as SMT-LIB writes it, exactly; raises where it is not finite."""
+    top, bottom = Fraction(value).as_integer_ratio()
+    return f"(/ {top}.0 {bottom}.0)" if top >= 0 else f"(/ (- {-top}.0) {bottom}.0)"
+
+
+def linear(row: Any, names: Sequence[str], constant: float = 0.0) -> str:
+    """A row of coefficients times what the names stand for, and a constant."""
+    terms = [f"(* {number(row[i])} {names[i]})" for i in np.flatnonzero(row).tolist()]
+    return f"(+ {' '.join([*terms, number(constant)])})"
+
+
+def satisfiable(names: Iterable[str], assertions: Iterable[str]) -> str:
+    """What Z3 says of assertions about real variables: `unsat`, `sat` or `unknown`."""
+    import z3
+
+    solver = z3.Solver()
+    solver.set(**_LIMITS)
+    declared = "".join(f"(declare-const {name} Real)" for name in names)
+    solver.from_string(declared + "".join(f"(assert {one})" for one in assertions))
+    return str(solver.check())
 
 
 def ask(bounds: Bounds, state: State, signs: dict[int, int], claims: list[Slots]) -> str:
@@ -20,8 +45,6 @@ def ask(bounds: Bounds, state: State, signs: dict[int, int], claims: list[Slots]
     <= 0 (-1); a claim is the slots that must all be <= 0. A slot lies between two linear functions
     of inputs and unstable neurons, apart by what may be rounded on the way: `sat` may be due to it.
     """
-    import z3
-
     slots, relus = np.arange(bounds.graph.slots), bounds.graph.operations
     pairs = [(slots[one.inputs], slots[one.out]) for one in relus if isinstance(one, Relu)]
     sources, outs = np.concatenate([np.zeros((2, 0), np.intp), *pairs], axis=1)
@@ -29,42 +52,29 @@ def ask(bounds: Bounds, state: State, signs: dict[int, int], claims: list[Slots]
     sources, outs = sources[is_open], outs[is_open]
     # Backward substitution stops at unstable neurons, and at inputs.
     none, is_stable = np.zeros_like(state.lower), state.constant <= 0
+    fixed = none + (slots == ONE)
     below, above = state.below * is_stable, state.above * is_stable
-    ends = replace(state, lower=none, upper=none, constant=none, below=below, above=above)
+    ends = replace(state, lower=fixed, upper=fixed, constant=none, below=below, above=above)
     wanted = np.unique(np.concatenate([sources, list(signs), *claims]).astype(np.intp))
     units = np.eye(slots.size)[wanted]
     rows = np.concatenate([units, -units])
     totals = bounds.lower(rows, ends, np.zeros(len(rows), np.intp))
-    names = [*slots[bounds.inputs], *outs]
-    variables = {slot: z3.Real(f"v{slot}") for slot in names}
-    if np.count_nonzero(rows[:, names]) > _MAX_TERMS:
+    known = [*slots[bounds.inputs], *outs]
+    rows, names = rows[:, known], [f"v{slot}" for slot in known]
+    if np.count_nonzero(rows) > _MAX_TERMS:
         return "unknown"
-    terms = ([_number(row[slot]) * variables[slot] for slot in names if row[slot]] for row in rows)
-    forms = [z3.Sum(some) + _number(total) for some, total in zip(terms, totals, strict=True)]
+    forms = [linear(row, names, total) for row, total in zip(rows, totals, strict=True)]
     low = dict(zip(wanted, forms[: wanted.size], strict=True))
-    high = {slot: -form for slot, form in zip(wanted, forms[wanted.size :], strict=True)}
-    solver = z3.Solver()
-    solver.set(**_LIMITS)
-    for slot, x in variables.items():
-        solver.add(x >= _number(state.lower[0, slot]), x <= _number(state.upper[0, slot]))
+    high = {slot: f"(- {form})" for slot, form in zip(wanted, forms[wanted.size :], strict=True)}
+    reach = ((number(side[0, slot]) for side in (state.lower, state.upper)) for slot in known)
+    lines = [f"(<= {a} {name} {b})" for name, (a, b) in zip(names, reach, strict=True)]
     for source, out in zip(sources, outs, strict=True):
-        y, least = variables[out], low[source]
-        slope, constant = (_number(side[0, out]) for side in (state.above, state.constant))
-        solver.add(y >= least, y <= slope * high[source] + constant)
-        solver.add(z3.Or(y <= high[source], z3.And(y <= 0, least <= 0)))
+        slope, constant = (number(side[0, out]) for side in (state.above, state.constant))
+        lines.append(f"(<= {low[source]} v{out} (+ (* {slope} {high[source]}) {constant}))")
+        lines.append(
+            f"(or (<= v{out} {high[source]}) (and (<= v{out} 0.0) (<= {low[source]} 0.0)))"
+        )
     for slot, sign in signs.items():
-        solver.add(high[slot] >= 0 if sign > 0 else low[slot] <= 0)
-    for claim in claims:
-        solver.push()
-        solver.add(*(low[slot] <= 0 for slot in claim))
-        answer = str(solver.check())
-        solver.pop()
-        if answer != "unsat":
-            return answer
-    return "unsat"
-
-
-def _number(value: float) -> Any:
-    import z3
-
-    return z3.Q(*float(value).as_integer_ratio())
+        lines.append(f"(>= {high[slot]} 0.0)" if sign > 0 else f"(<= {low[slot]} 0.0)")
+    some = (" ".join(f"(<= {low[slot]} 0.0)" for slot in claim) for claim in claims)
+    return satisfiable(names, [*lines, f"(or {' '.join(f'(and {one})' for one in some)})"])

@@ -1,11 +1,11 @@
 """What the checker makes of a network: linear maps with bounded noise, and maxima with zero.
 
-Every scalar has a slot, a number; to move data is to move slots. Slot 0 holds zero, slot 1 holds
-one, and the inputs follow.
+Every scalar has a slot, a number; to move data is to move slots. Slot 0 holds one, and the inputs
+follow.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Slots = NDArray[np.intp]
 Map = Callable[[Array], Array]
-ONE: Final = 1
+ONE: Final = 0
 
 
 class RefusedError(Exception):
@@ -23,7 +23,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Linear:
-    """`out = map(in) + bias`, up to roundings and noise."""
+    """`out = map(in)`, up to roundings and noise; a bias is the weight of the slot of one."""
 
     out: slice
     inputs: Slots | slice
@@ -33,9 +33,6 @@ class Linear:
     """By the sums of the absolute values of what makes up an element of the matrix."""
     back: Map
     """By the transposed matrix."""
-    bias: Array
-    size: Array
-    """At least the sum of the absolute values of what makes up the bias."""
     terms: int
     """Roundings on the way of one term when deployed; 0: computed without any."""
     noise: Array
@@ -70,7 +67,7 @@ class Graph:
     operations: list[Linear | Relu] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Begin with the slots of constants and inputs."""
+        """Begin with the slots of one and of the inputs."""
         self.slots = ONE + 1 + self.inputs
 
     def new(self, shape: tuple[int, ...]) -> Value:
@@ -83,30 +80,17 @@ class Graph:
     ) -> Value:
         """Append a map, given by the elements of its matrix: output, slot and weight of each."""
         rows, slots, weights = (np.ravel(part) for part in elements)
-        noise, out = np.broadcast_to(noise, shape).ravel(), self.new(shape)
         if not np.isfinite(weights).all():
             raise RefusedError("the model has weights that are not finite")
-        ones = np.where(slots == ONE, weights, 0.0)
-        bias, size = (
-            np.asarray(np.bincount(rows, part, noise.size), np.float64)
-            for part in (ones, np.abs(ones))
-        )
-        is_input = (slots > ONE) & (weights != 0)
-        rows, weights = rows[is_input], weights[is_input]
-        inputs, columns = np.unique(slots[is_input], return_inverse=True)
+        is_used = weights != 0
+        rows, weights = rows[is_used], weights[is_used]
+        inputs, columns = np.unique(slots[is_used], return_inverse=True)
+        noise, out = np.broadcast_to(noise, shape).ravel(), self.new(shape)
         ahead = rows, columns, noise.size, inputs.size
         back = _matrix(weights, columns, rows, inputs.size, noise.size)
         maps = _matrix(weights, *ahead), _matrix(np.abs(weights), *ahead), back
         terms += int(np.bincount(rows, minlength=1).max()) * (terms > 0)
-        made = Linear(_run(out.slots), _run(inputs), *maps, bias, size, terms, noise)
-        numbers, last = np.arange(noise.size), self.operations[-1] if self.operations else made
-        is_shift = np.array_equal(rows, numbers) and terms > 0 and (weights == 1).all()
-        is_next = is_shift and np.array_equal(inputs[columns], last.out.start + numbers)
-        if isinstance(last, Linear) and is_next and last.bias.size == noise.size:
-            # A bias behind a sum belongs to it; what else uses the sum finds it as it was.
-            bias, size, terms = last.bias + bias, last.size + size, last.terms + terms
-            made = replace(last, out=made.out, bias=bias, size=size, terms=terms)
-        self.operations.append(made)
+        self.operations.append(Linear(_run(out.slots), _run(inputs), *maps, terms, noise))
         return out
 
     def combine(self, *parts: tuple[Any, Any], terms: int = 0, noise: Any = 0.0) -> Value:
@@ -119,10 +103,8 @@ class Graph:
 
     def relu(self, x: Value, is_hidden: bool = False) -> Value:
         """Append max(x, 0)."""
-        inputs = _run(x.slots)
-        if not isinstance(inputs, slice):
-            inputs = _run(self.combine((1.0, x)).slots)
-        out, first = self.new(x.slots.shape), len(self.hidden)
+        x = x if isinstance(_run(x.slots), slice) else self.combine((1.0, x))
+        inputs, out, first = _run(x.slots), self.new(x.slots.shape), len(self.hidden)
         self.hidden += range(inputs.start, inputs.stop if is_hidden else inputs.start)
         self.operations.append(Relu(_run(out.slots), inputs, slice(first, len(self.hidden))))
         return out

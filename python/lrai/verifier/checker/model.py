@@ -23,7 +23,8 @@ _MOVES: Final = {
 _FOLDED: Final = _MOVES | {"Add", "Cast", "Constant", "DequantizeLinear", "Div", "Mul", "Sub"}
 _SUMS: Final = ("Add", "Sub", "Sum")
 _LINEAR: Final = {
-    **dict.fromkeys(("Conv", "Gemm", "GlobalAveragePool", "MatMul", "ReduceMean", "ReduceSum"), 6),
+    **dict.fromkeys(("AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum"), 6),
+    **dict.fromkeys(("Conv", "Gemm", "MatMul"), 6),
     **{"BatchNormalization": 8, "Div": 1, "Mul": 1, "Neg": 0} | dict.fromkeys(_SUMS, 1),
 }
 """Roundings of a term beyond those of its sum; runtimes may fold some factors into weights."""
@@ -91,8 +92,8 @@ def _read_node(graph: Graph, node: Any, opset: int, arguments: list[Any]) -> Seq
     values = [one for one in arguments if isinstance(one, Value)]
     found = {one.name: helper.get_attribute_value(one) for one in node.attribute}
     unknown = set(found) - set(defs.get_schema(kind, opset).attributes)
-    if node.domain or unknown or found.get("training_mode"):
-        raise ValueError("an unknown domain or attribute, or training")
+    if node.domain or unknown or found.get("training_mode") or found.get("ceil_mode"):
+        raise ValueError("an unknown domain, attribute or mode")
     is_quantised = any(one.is_quantised for one in values)
     if is_quantised and kind not in (*_MOVES, "DequantizeLinear"):
         raise ValueError("a calculation with quantised values")
@@ -104,7 +105,7 @@ def _read_node(graph: Graph, node: Any, opset: int, arguments: list[Any]) -> Seq
         return moved if kind == "Shape" else [Value(one, is_quantised) for one in moved]
     is_either = kind in _SUMS or (len(values) == 1 and kind in ("MatMul", "Mul"))
     if kind in _LINEAR and (is_first_alone or is_either):
-        return [_linear(graph, run, arguments, kind)]
+        return [graph.linear(*_elements(run, arguments, kind), _LINEAR[kind])]
     return [_BENT[kind](graph, found, *arguments)]
 
 
@@ -123,7 +124,8 @@ def _run(node: Any, opset: int, arrays: list[Any]) -> list[Any]:
     return [np.asarray(one) for one in ReferenceEvaluator(function).run(None, given, {})]
 
 
-def _linear(graph: Graph, run: Callable[..., Any], arguments: list[Any], kind: str) -> Value:
+def _elements(run: Callable[..., Any], arguments: list[Any], kind: str = "") -> tuple[Any, Any]:
+    """What a linear node's matrix is made of: rows, slots and weights; and its output's shape."""
     zeros = [np.zeros(x.slots.shape, complex) if isinstance(x, Value) else x for x in arguments]
     zeros = [x.astype(complex) if getattr(x, "dtype", 0) == np.float32 else x for x in zeros]
     shifts = [run(zeros)[0].real]
@@ -147,29 +149,23 @@ def _linear(graph: Graph, run: Callable[..., Any], arguments: list[Any], kind: s
             made = made.reshape(len(units), size)
             unit, row = np.nonzero(made)
             parts.append((row, slots[start + unit], made[unit, row]))
-    rows, places, weights = (np.concatenate(side) for side in zip(*parts, strict=True))
-    return graph.linear((rows, places, weights), shape, _LINEAR[kind])
+    return tuple(np.concatenate(side) for side in zip(*parts, strict=True)), shape
 
 
-def _pool(graph: Graph, found: Any, x: Value, is_mean: bool) -> Value:
+def _max_pool(graph: Graph, found: Any, x: Value) -> Value:
     from onnx import helper
 
-    # A convolution with one kernel for each element of a window picks it out; padding becomes -1.
-    used = {one: found[one] for one in ("auto_pad", "dilations", "pads", "strides") if one in found}
-    node = helper.make_node("Conv", ["x", "w"], ["y"], **used)
-    kernels = np.eye(math.prod(found["kernel_shape"])).reshape(-1, 1, *found["kernel_shape"])
-    (windows,) = _run(node, 17, [np.swapaxes(x.slots, 0, 1) + 1.0, kernels])
-    windows = windows.swapaxes(0, 1).astype(np.intp)[:, None] - 1
-    if windows.max(axis=0).min() < 0 or found.get("ceil_mode") or len(x.slots) != 1:
-        raise ValueError("such windows")
-    if is_mean:
-        inside = (windows >= 0) | bool(found.get("count_include_pad"))
-        weights = inside / inside.sum(axis=0)
-        return graph.combine(
-            *zip(weights, map(Value, np.maximum(windows, 0)), strict=True), terms=6
-        )
-    windows = np.where(windows < 0, windows.max(axis=0), windows)
-    best: Value = _extreme(graph, 1.0, *map(Value, windows))
+    # What the mean of a window consists of is the window; a short one repeats its last element.
+    used = {one: found[one] for one in found if one != "storage_order"} | {"count_include_pad": 1}
+    run = partial(_run, helper.make_node("AveragePool", ["x"], ["y"], **used), 19)
+    (rows, slots, weights), shape = _elements(run, [x])
+    rows, slots = rows[weights != 0], slots[weights != 0]
+    counts = np.bincount(rows, minlength=math.prod(shape))
+    if not counts.all():
+        raise ValueError("an empty window")
+    order, ends = np.argsort(rows, kind="stable"), np.cumsum(counts)
+    places = (np.minimum(ends - counts + step, ends - 1) for step in range(counts.max()))
+    best: Value = _extreme(graph, 1.0, *(Value(slots[order[at]].reshape(shape)) for at in places))
     return best
 
 
@@ -218,13 +214,12 @@ def _bend(graph: Graph, x: Value, below: Any, above: Any, terms: int) -> Value:
 
 _BENT: Final[dict[str, Callable[..., Value]]] = {
     "Abs": lambda graph, _, x: _bend(graph, x, -1.0, 1.0, 0),
-    "AveragePool": lambda graph, found, x: _pool(graph, found, x, True),
     "Clip": _clip,
     "DequantizeLinear": _dequantize,
     "Dropout": lambda _graph, _, x, _ratio=None: Value(x.slots),
     "LeakyRelu": lambda graph, found, x: _bend(graph, x, found.get("alpha", 0.01), 1.0, 2),
     "Max": lambda graph, _, *parts: _extreme(graph, 1.0, *parts),
-    "MaxPool": lambda graph, found, x: _pool(graph, found, x, False),
+    "MaxPool": _max_pool,
     "Min": lambda graph, _, *parts: _extreme(graph, -1.0, *parts),
     "PRelu": lambda graph, _, x, slope: _bend(graph, x, slope, 1.0, 2),
     "QuantizeLinear": _quantize,
