@@ -19,6 +19,7 @@ from lrai.verifier.branching import candidates
 from lrai.verifier.certificate import Tree
 from lrai.verifier.network import Array, Network
 from lrai.verifier.operators.base import Box
+from lrai.verifier.program_bounds import ProgramBounds
 from lrai.verifier.property import Case
 from lrai.verifier.regions import Index
 from lrai.verifier.relu_bounds import Region, ReluBox, Signs
@@ -86,6 +87,7 @@ class ReluSplit:
         self._members = claim == np.arange(len(cases))[:, None]
         self._weights = np.zeros(self._members.shape)
         self._attack = Attack(network, cases, _ATTACK)
+        self._program: ProgramBounds | None = None
         self._spent_s = self._attack_s = 0.0
         self._seen: list[Array] = []
         self._stack: list[_Open] = []
@@ -154,6 +156,7 @@ class ReluSplit:
         self._box, self._kept = self._box.reduced(self._root)
         self.tree.neurons = self._kept
         box = self._box
+        self._program = ProgramBounds.of(box)
         region = box.region(np.zeros(box.hidden, np.int8))
         if region is None:
             raise AssertionError("the root has no split that could empty it")
@@ -177,6 +180,9 @@ class ReluSplit:
         region = Region(one.boxes, {})
         found = self._bound(self._box, region, one, _QUICK)
         neurons: Index = np.zeros(0, np.intp)
+        weights = self._weights
+        if found.bound.min() <= MARGIN and self._program and self._program.pays(self._spent_s):
+            weights = self._program.improve(region, one.signs, self._weights, found)
         if found.bound.min() <= MARGIN:
             rows, worst = self._traced(region, one.signs, found)
             self._box.trace(region, self._levels(one.table))
@@ -190,7 +196,7 @@ class ReluSplit:
                     return witness
         moved, bound = self._moved(one, found), float(found.bound.min())
         if bound > MARGIN:
-            self._close(moved, bound)
+            self._close(moved, bound, weights)
         elif not len(neurons):
             return self._decide(moved, region, confirm)
         else:
@@ -322,11 +328,13 @@ class ReluSplit:
         found: Array = box.bounds.lower(rows, regions, None, choice).min(axis=1, initial=np.inf)
         return np.where(np.isnan(found), -np.inf, found)
 
-    def _close(self, one: _Open, bound: float) -> None:
+    def _close(self, one: _Open, bound: float, weights: Array | None = None) -> None:
+        """Close a region; its claims are bounded with other weights where these are given."""
         slopes = np.zeros((len(self.cases), self._hidden), np.uint8)
         slopes[:, self._kept] = one.slopes
         betas = one.betas[:, list(one.path)].astype(np.float64)
-        self.tree.close(one.node, self._weights, slopes, betas, one.table)
+        weights = self._weights if weights is None else weights
+        self.tree.close(one.node, weights, slopes, betas, one.table)
         self.share += 2.0 ** -len(one.path)
         self.worst = min(self.worst, bound)
 
