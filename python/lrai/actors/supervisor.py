@@ -238,7 +238,7 @@ class Supervisor:
         spec = replace(first, model=replace(first.model, padding=Padding()))
         try:
             actor = await self.load(spec, place.number)
-        except ModelLoadError as error:
+        except (ModelLoadError, OSError) as error:
             reason = str(error)
         else:
             if actor.signature == signature:
