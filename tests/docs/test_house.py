@@ -1,5 +1,6 @@
 """Small guards of the house: public names, where unsafe may stand, what the serving process loads."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -28,6 +29,16 @@ def test_the_serving_process_imports_no_heavy_library():
     command = [sys.executable, "-P", "-c", program]
     modules = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert not HEAVY & set(modules)
+
+
+def test_the_checker_imports_nothing_of_ours_but_itself():
+    files = sorted((ROOT / "python/lrai/verifier/checker").glob("*.py"))
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
+    names = {node.module or "." for node in nodes if isinstance(node, ast.ImportFrom)}
+    names |= {one.name for node in nodes if isinstance(node, ast.Import) for one in node.names}
+    ours = {name for name in names if name.split(".")[0] in ("lrai", "")}
+    assert ours
+    assert all(name.startswith("lrai.verifier.checker.") for name in ours)
 
 
 def test_every_folder_says_what_it_is_and_never_does():

@@ -284,7 +284,7 @@ class Supervisor:
         spec = place.first.spec
         try:
             return await self._load_like(place.first, spec.model.threads, place.number)
-        except ModelLoadError as error:
+        except (ModelLoadError, OSError) as error:
             place.early_deaths += 1
             wait_s = watch.backoff_s(place.early_deaths)
             message = f"no successor for {spec} #{place.number}, next try in {wait_s:g} s: {error}"

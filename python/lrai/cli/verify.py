@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _EXIT: Final = {"unsat": 0, "sat": 1, "unknown": 2}
 _HELP: Final = """Prove or refute a property of ONNX models.
 
-The property (VNN-LIB 1.0 or 2.0, or TOML in lrai's own words) says what must never happen.
+The property says in VNN-LIB 1.0 or 2.0 what must never happen, or in TOML what must hold.
 
     lrai verify model.onnx property.vnnlib
 
@@ -91,7 +91,7 @@ def _verify(  # noqa: PLR0913 - every option of a command is an argument
         float, typer.Option(min=1e-12, max=0.5, help="How probably --cases may mislead.")
     ] = 0.001,
     vnnlib: Annotated[
-        Path | None, typer.Option(help="Write the property in VNN-LIB; `lrai check` needs it.")
+        Path | None, typer.Option(help="Write the property in VNN-LIB, as it is proved.")
     ] = None,
     guard: Annotated[
         Path | None,

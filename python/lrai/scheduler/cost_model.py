@@ -6,7 +6,7 @@ line by more than their noise, they win: the prediction is then a table.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import exp2, hypot, log2, sqrt
+from math import exp2, hypot, inf, log2, sqrt
 from typing import Any, Final
 
 from lrai.scheduler.knobs import ServicePoint
@@ -25,6 +25,8 @@ _SURPRISE: Final = 0.1
 _CERTAINTY: Final = 0.7
 # Batches after which a size is known.
 _KNOWN: Final = 8.0
+# A bucket that no request fell into for so long is forgotten: edges are learnt anew, lengths drift.
+_FORGOTTEN_S: Final = 3600.0
 # What is left of a bucket's weight after a tick.
 _FADE: Final = 0.95
 _EXACT_ROWS: Final = 16
@@ -109,6 +111,8 @@ class _Curve:
         self.table_s: list[float] = []
         self.busy_s = self.rows = 0.0
         """Of late; both fade at the same rate."""
+        self.seen_s = inf
+        """When its last batch came; what was kept from a former run counts from the first fit."""
         self._knots: list[tuple[float, float]] = []
 
     def fit(self, now_s: float, max_rows: int) -> None:
@@ -165,7 +169,7 @@ class _Curve:
     def add(self, samples: Sequence[ServiceSample], now_s: float) -> bool:
         """Lay batches aside; return whether they are new or unlike others of their size."""
         took_s = expected_s = chance_s2 = known = 0.0
-        touched, cells = [], self.cells
+        touched, cells, self.seen_s = [], self.cells, now_s
         for sample in samples:
             cell = cells.get(_cell_of(sample.rows))
             touched.append(cell)
@@ -237,9 +241,13 @@ class ServiceModel:
         return is_surprised
 
     def fit(self, now_s: float) -> None:
-        """Let the predictions follow what was seen."""
+        """Let the predictions follow what was seen, and forget buckets that are not used."""
         for curve in self._curves.values():
+            curve.seen_s = min(curve.seen_s, now_s)
             curve.fit(now_s, self.max_rows)
+        last_s = max((curve.seen_s for curve in self._curves.values()), default=now_s)
+        used = (one for one in self._curves.items() if one[1].seen_s > last_s - _FORGOTTEN_S)
+        self._curves = dict(used)
 
     def predict(self, rows: int, edge: int = 0) -> tuple[float, float]:
         """Return mean and standard deviation of one batch in seconds; raises KeyError unlearnt."""

@@ -9,6 +9,7 @@ from lrai.errors import ConfigError
 from lrai.scheduler.history import Digest
 
 _KEPT_DAYS: Final = 400
+_Days = Iterable[Digest]
 _TABLES: Final = """
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = NORMAL;
@@ -45,12 +46,7 @@ class Store:
         return plain
 
     def keep(
-        self,
-        model: str,
-        version: str,
-        policy: str,
-        plain: dict[str, Any],
-        days: Iterable[Digest] = (),
+        self, model: str, version: str, policy: str, plain: dict[str, Any], days: _Days = ()
     ) -> None:
         """Keep what the policy has learnt, if anything, and days; forget those of a year ago.
 

@@ -1,6 +1,7 @@
 """Actors are real processes here; only the data plane is a fake that speaks the wire format."""
 
 import asyncio
+import errno
 import os
 import signal
 import time
@@ -393,6 +394,23 @@ async def test_a_spare_that_has_died_is_no_hindrance(supervisor, data_plane):
     await spare.gone
     os.kill(loaded.pid, signal.SIGKILL)
     await data_plane.ready(2)
+
+
+async def test_a_successor_for_which_there_is_no_descriptor_is_tried_again(
+    supervisor, data_plane, monkeypatch
+):
+    loaded, fork, refused = await serve(supervisor, data_plane, NULL), supervisor._fork, []
+
+    async def fork_later(spec, number):
+        if not refused:
+            refused.append(spec)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return await fork(spec, number)
+
+    monkeypatch.setattr(supervisor, "_fork", fork_later)
+    os.kill(loaded.pid, signal.SIGKILL)
+    await data_plane.ready(2)
+    assert refused
 
 
 async def test_a_quiet_model_has_no_spare_and_one_that_falls_quiet_loses_it(supervisor, data_plane):

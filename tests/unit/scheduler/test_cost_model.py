@@ -122,3 +122,18 @@ def test_what_was_not_run_stays_near_to_what_it_took() -> None:
         model.fit(tick / 10)
     assert 10e-6 < model.predict(1)[0] < 400e-6
     assert 20e-6 < model.predict(64)[0] < 1e-3
+
+
+def test_buckets_that_no_request_falls_into_are_forgotten() -> None:
+    model = ServiceModel(8)
+    model.update(samples({1: 1e-3}, 5, edge=64), 0.0)
+    model.update(samples({1: 2e-3}, 5, edge=96), 10.0)
+    model.fit(3_000.0)
+    assert model.edges == [64, 96]
+    model.update(samples({1: 2e-3}, 5, edge=96), 3_700.0)
+    model.fit(3_700.0)
+    assert model.edges == [96]
+    later = ServiceModel(8)
+    later.from_plain(model.to_plain(), 0.0)
+    later.fit(1e6)
+    assert later.edges == [96], "idleness and restarts are no reason"
