@@ -70,9 +70,9 @@ impl Server {
 }
 
 fn config(settings: &Value) -> Config {
-    let mut all = json!({ "http_port": 0, "grpc_port": 0, "metrics_port": 0 });
+    let mut all = json!({ "metrics_port": 0 });
     all.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
-    Config::parse(&all.to_string()).unwrap()
+    support::config(&all)
 }
 
 fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {

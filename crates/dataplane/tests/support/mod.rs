@@ -127,9 +127,22 @@ pub fn attach(
     (replica, thread)
 }
 
+/// Settings on free ports, without metrics, and with those that are `given`.
+pub fn config(given: &Value) -> Config {
+    let mut all = json!({
+        "host": "127.0.0.1", "http_port": 0, "grpc_port": 0, "metrics_port": null, "threads": 1, "pool_threads": 2,
+        "max_connections": 16_384, "max_body_bytes": 64 << 20, "max_memory_bytes": 1 << 30,
+        "header_timeout_ms": 10_000, "body_timeout_ms": 30_000, "keep_alive_timeout_ms": 600_000,
+        "not_ready_status": 400, "explicit_control": false, "tenant_header": "", "access_log": false, "journal": null,
+        "server_version": "",
+    });
+    all.as_object_mut().unwrap().extend(given.as_object().unwrap().clone());
+    Config::parse(&all.to_string()).unwrap()
+}
+
 /// A data plane on the current runtime with one published model and no replica.
 pub fn dataplane(spec: ModelSpec) -> (Arc<Dataplane>, u64, Arc<Model>) {
-    let dataplane = Dataplane::new(Config::default()).unwrap();
+    let dataplane = Dataplane::new(config(&json!({}))).unwrap();
     dataplane.set_runtime(tokio::runtime::Handle::current());
     let key = dataplane.add_model(spec).unwrap();
     dataplane.publish(key).unwrap();
