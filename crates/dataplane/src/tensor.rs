@@ -136,8 +136,6 @@ pub struct ModelSpec {
     pub version: String,
     /// For example `onnxruntime_onnx`.
     pub platform: String,
-    /// For example `onnxruntime`.
-    pub backend: String,
     /// Most rows in a batch; 0 = the tensors have no batch dimension, every request runs alone.
     pub max_batch_size: u32,
     /// Inputs in the model's order.

@@ -82,8 +82,8 @@ impl Server {
         stream
     }
 
-    fn pending(&self) -> u64 {
-        self.model.stats.snapshot().pending
+    fn pending(&self) -> u32 {
+        self.model.pending()
     }
 
     fn refused(&self, why: Refusal) -> u64 {

@@ -21,7 +21,7 @@ pub fn tensor(name: &str, datatype: DType, shape: &[i64]) -> TensorSpec {
 /// A specification from JSON; what is left out is as in a model without settings.
 pub fn model_spec(mut given: Value) -> ModelSpec {
     let settings = json!({
-        "name": "m", "version": "1", "platform": "test", "backend": "test", "config": "", "retry": true,
+        "name": "m", "version": "1", "platform": "test", "config": "", "retry": true,
         "max_queue_requests": 1024, "max_queue_bytes": 1 << 28, "max_output_bytes": 1 << 28, "priority_levels": 0,
         "default_priority": 0, "guard": [], "ragged": null,
     });
