@@ -1,15 +1,15 @@
 //! From a finished batch back to its requests: tickets that wait, answers that read the output slab.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
-use tokio::time::timeout_at;
 
 use crate::check::Wanted;
 use crate::encode::OutputView;
 use crate::error::{Error, Result};
+use crate::faces::parameters;
 use crate::models::Model;
 use crate::ragged::Bucket;
 use crate::request::tag;
@@ -100,17 +100,7 @@ impl Ticket {
     pub async fn answer(mut self) -> Result<Answer> {
         let outcome = match self.wanted.timeout_us {
             0 => (&mut self.receiver).await,
-            timeout_us => {
-                let deadline = self.enqueued + Duration::from_micros(timeout_us);
-                match Box::pin(timeout_at(deadline.into(), &mut self.receiver)).await {
-                    Ok(outcome) => outcome,
-                    Err(_) if self.model.is_waiting(self.batch) => {
-                        return Err(self.refuse("Request timeout expired", Refusal::Deadline));
-                    }
-                    // What is being computed is not waiting any more.
-                    Err(_) => (&mut self.receiver).await,
-                }
-            }
+            timeout_us => Box::pin(parameters::within(timeout_us, &mut self)).await?,
         };
         match outcome {
             Ok(Ok((outputs, index))) => Ok(Answer { ticket: self, outputs, index }),
@@ -121,7 +111,7 @@ impl Ticket {
     }
 
     #[cold]
-    fn refuse(&self, text: &'static str, why: Refusal) -> Error {
+    pub(crate) fn refuse(&self, text: &'static str, why: Refusal) -> Error {
         self.model.stats.refused(why, self.enqueued.elapsed().as_nanos() as u64);
         tag(&self.wanted.id, Error::unavailable(text))
     }

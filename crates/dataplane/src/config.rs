@@ -4,71 +4,49 @@ use http::HeaderName;
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::faces::durable::Settings;
 
-/// Defines the settings with their defaults.
-macro_rules! settings {
-    ($($(#[$doc:meta])* $name:ident: $kind:ty = $default:expr;)*) => {
-        /// The settings; every field has a default.
-        #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-        #[serde(default, deny_unknown_fields)]
-        pub struct Config { $($(#[$doc])* pub $name: $kind,)* }
-
-        impl Default for Config {
-            fn default() -> Self {
-                Self { $($name: $default,)* }
-            }
-        }
-    };
-}
-
-settings! {
+/// The settings; the control plane states all of them.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
     /// An address, a name, an IPv6 literal with or without brackets, or `unix:/path` (then no port is opened
     /// except `metrics_port`).
-    host: String = "127.0.0.1".into();
+    pub host: String,
     /// HTTP/1.1 and HTTP/2 by prior knowledge; 0 = any free port.
-    http_port: u16 = 8000;
+    pub http_port: u16,
     /// gRPC; 0 = any free port.
-    grpc_port: u16 = 8001;
+    pub grpc_port: u16,
     /// Prometheus text; 0 = any free port, absent = `/metrics` on the HTTP port only.
-    metrics_port: Option<u16> = Some(8002);
+    pub metrics_port: Option<u16>,
     /// Threads that accept, parse and answer.
-    threads: usize = 1;
+    pub threads: usize,
     /// Threads that parse and encode bodies above 64 KB, shared by all.
-    pool_threads: usize = 2;
+    pub pool_threads: usize,
     /// Most open connections; further ones wait in the kernel's backlog.
-    max_connections: usize = 16_384;
+    pub max_connections: usize,
     /// Most bytes of one request body, before and after decompression.
-    max_body_bytes: usize = 64 << 20;
+    pub max_body_bytes: usize,
     /// Most bytes of request bodies and answers in memory, all connections together.
-    max_memory_bytes: usize = 1 << 30;
-    /// Most requests in flight on one HTTP/2 connection.
-    max_streams: u32 = 1024;
+    pub max_memory_bytes: usize,
     /// Longest time from the first byte of a request to the end of its headers.
-    header_timeout_ms: u64 = 10_000;
+    pub header_timeout_ms: u64,
     /// Longest time for a request body, plus one second for every 64 KiB received.
-    body_timeout_ms: u64 = 30_000;
+    pub body_timeout_ms: u64,
     /// Longest time that a connection may stay open between two requests.
-    keep_alive_timeout_ms: u64 = 600_000;
+    pub keep_alive_timeout_ms: u64,
     /// What `/v2/health/ready` answers when not ready: 400 (as Triton) or 503 (for load balancers).
-    not_ready_status: u16 = 400;
-    /// `none`, `explicit` or `poll`: whether clients may load and unload models.
-    model_control: String = "none".into();
+    pub not_ready_status: u16,
+    /// Whether clients may load and unload models.
+    pub explicit_control: bool,
     /// Header (and gRPC metadata) that names a request's tenant; empty = there are no tenants.
-    tenant_header: String = String::new();
+    pub tenant_header: String,
     /// One JSON line per HTTP request on standard error.
-    access_log: bool = false;
-    /// Where durable requests are kept, `sqlite:FOLDER` or `redis://...`; empty = nowhere.
-    journal: String = String::new();
-    /// Most bytes of durable requests and their answers.
-    journal_max_bytes: u64 = 1 << 30;
-    /// How long the answer to a durable request is kept.
-    journal_keep_ms: u64 = 3_600_000;
-    /// How long a durable request waits for its model to be served.
-    journal_patience_ms: u64 = 900_000;
-    /// What the URL of a webhook may begin with.
-    webhooks: Vec<String> = Vec::new();
+    pub access_log: bool,
+    /// Where durable requests are kept, if they are.
+    pub journal: Option<Settings>,
     /// What server metadata tells as version.
-    server_version: String = env!("CARGO_PKG_VERSION").into();
+    pub server_version: String,
 }
 
 impl Config {
@@ -84,7 +62,7 @@ impl Config {
         macro_rules! named {
             ($($name:ident)*) => { [$((stringify!($name), self.$name as usize)),*] };
         }
-        let positive = named!(threads pool_threads max_connections max_body_bytes max_memory_bytes max_streams
+        let positive = named!(threads pool_threads max_connections max_body_bytes max_memory_bytes
             header_timeout_ms body_timeout_ms keep_alive_timeout_ms);
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(Error::invalid(format!("{name} is 0, hint: it must be at least 1")));
@@ -99,43 +77,48 @@ impl Config {
             let status = self.not_ready_status;
             return Err(Error::invalid(format!("not_ready_status is {status}, hint: use 400 or 503")));
         }
-        if !matches!(self.model_control.as_str(), "none" | "explicit" | "poll") {
-            let mode = &self.model_control;
-            return Err(Error::invalid(format!(
-                "model_control is '{mode}', hint: use none, explicit or poll"
-            )));
-        }
         Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
-    #[test]
-    fn absent_fields_take_their_defaults() {
-        assert_eq!(Config::parse("{}"), Ok(Config::default()));
+    fn parse(name: &str, value: serde_json::Value) -> Result<Config> {
+        let mut settings = json!({
+            "host": "localhost", "http_port": 0, "grpc_port": 0, "metrics_port": null, "threads": 1, "pool_threads": 1,
+            "max_connections": 1, "max_body_bytes": 1, "max_memory_bytes": 1, "header_timeout_ms": 1,
+            "body_timeout_ms": 1, "keep_alive_timeout_ms": 1, "not_ready_status": 503, "explicit_control": false,
+            "tenant_header": "", "access_log": false, "journal": null, "server_version": "",
+        });
+        settings[name] = value;
+        Config::parse(&settings.to_string())
     }
 
     #[test]
     fn a_bad_value_is_a_sentence() {
-        for (text, expected) in [
-            (r#"{"threads":0}"#, "threads is 0, hint: it must be at least 1"),
-            (r#"{"not_ready_status":404}"#, "not_ready_status is 404, hint: use 400 or 503"),
+        assert!(parse("not_ready_status", json!(400)).is_ok());
+        for (name, value, expected) in [
+            ("threads", json!(0), "threads is 0, hint: it must be at least 1"),
+            ("not_ready_status", json!(404), "not_ready_status is 404, hint: use 400 or 503"),
             (
-                r#"{"tenant_header":"a b"}"#,
+                "tenant_header",
+                json!("a b"),
                 "tenant_header is 'a b', hint: use a header's name, such as x-tenant",
             ),
-            (r#"{"model_control":"all"}"#, "model_control is 'all', hint: use none, explicit or poll"),
         ] {
-            assert_eq!(Config::parse(text), Err(Error::invalid(expected)));
+            assert_eq!(parse(name, value), Err(Error::invalid(expected)));
         }
     }
 
     #[test]
-    fn an_unknown_setting_is_refused_by_name() {
-        let error = Config::parse(r#"{"thread":1}"#).expect_err("a misspelt setting");
+    fn a_setting_that_is_unknown_or_missing_is_refused_by_name() {
+        let error = parse("thread", json!(1)).expect_err("a misspelt setting");
         assert!(error.message.contains("unknown field `thread`"), "{error}");
+        let error = Config::parse("{}").expect_err("nothing is stated");
+        assert!(error.message.contains("missing field `host`"), "{error}");
     }
 }

@@ -54,7 +54,7 @@ pub struct Dataplane {
     last_id: AtomicU64,
 }
 
-fn version_number(model: &Model) -> u64 {
+pub(crate) fn version_number(model: &Model) -> u64 {
     model.spec.version.parse().unwrap_or(0)
 }
 
@@ -105,13 +105,6 @@ impl Dataplane {
             return Error::unavailable(format!("{prefix} has no available versions"));
         }
         Error::not_found(format!("{prefix} version {version} is not found"))
-    }
-
-    /// All routed models, by name and version.
-    pub fn models(&self) -> Vec<Arc<Model>> {
-        let mut models: Vec<_> = self.routes.read().by_name.values().flatten().map(Arc::clone).collect();
-        models.sort_by(|a, b| (&a.spec.name, version_number(a)).cmp(&(&b.spec.name, version_number(b))));
-        models
     }
 
     /// The served versions of a model, lowest first.

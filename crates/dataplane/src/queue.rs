@@ -187,7 +187,6 @@ impl Queue {
         batch.payload.entries.push(entered);
         self.pending += 1;
         self.bytes += bytes;
-        self.stats.set_pending(u64::from(self.pending));
         Ok(Reservation { batch: id, entry, deadline, regions, answer })
     }
 
@@ -293,7 +292,6 @@ impl Queue {
             }
             replica.running = Some(Running { batch, slot, sent: now, closed });
         }
-        self.stats.set_pending(u64::from(self.pending));
     }
 
     /// Whether a batch has never been dispatched.

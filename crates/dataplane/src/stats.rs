@@ -13,9 +13,6 @@ pub const DURATION_BOUNDS_NS: [u64; 17] = [
     100_000_000, 250_000_000, 500_000_000, 1_000_000_000, 2_500_000_000, 5_000_000_000, 10_000_000_000,
 ];
 
-/// Upper bounds of the batch size buckets, in rows.
-pub const ROW_BOUNDS: [u64; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
-
 macro_rules! reasons {
     ($(#[$doc:meta])* $name:ident: $($(#[$why:meta])* $variant:ident = $label:literal,)*) => {
         $(#[$doc])*
@@ -71,7 +68,7 @@ reasons! {
     Lost = "lost",
 }
 
-/// Counts of values by bucket; one that has fewer bounds leaves its last buckets empty.
+/// Counts of durations by bucket.
 #[derive(Debug, Default)]
 pub(crate) struct Histogram {
     pub(crate) buckets: [AtomicU64; DURATION_BOUNDS_NS.len() + 1],
@@ -79,10 +76,10 @@ pub(crate) struct Histogram {
 }
 
 impl Histogram {
-    pub(crate) fn record(&self, bounds: &[u64], value: u64) {
-        let bucket = bounds.iter().take_while(|bound| value > **bound).count();
+    pub(crate) fn record(&self, ns: u64) {
+        let bucket = DURATION_BOUNDS_NS.iter().take_while(|bound| ns > **bound).count();
         self.buckets[bucket].fetch_add(1, Relaxed);
-        self.sum.fetch_add(value, Relaxed);
+        self.sum.fetch_add(ns, Relaxed);
     }
 }
 
@@ -159,13 +156,11 @@ pub struct Stats {
     pub(crate) request: Histogram,
     pub(crate) queue: Histogram,
     pub(crate) compute: Histogram,
-    pub(crate) rows: Histogram,
     pub(crate) request_compute_ns: AtomicU64,
     pub(crate) output_ns: AtomicU64,
     pub(crate) fail_ns: AtomicU64,
     pub(crate) inferences: AtomicU64,
     pub(crate) last_inference_ms: AtomicU64,
-    pub(crate) pending: AtomicU64,
     pub(crate) restarts: AtomicU64,
     pub(crate) closed: [AtomicU64; Closed::LABELS.len()],
     pub(crate) refused: [AtomicU64; Refusal::LABELS.len()],
@@ -181,8 +176,8 @@ impl Stats {
         if is_late {
             self.late.fetch_add(1, Relaxed);
         }
-        self.request.record(&DURATION_BOUNDS_NS, total_ns);
-        self.queue.record(&DURATION_BOUNDS_NS, queue_ns);
+        self.request.record(total_ns);
+        self.queue.record(queue_ns);
         self.request_compute_ns.fetch_add(compute_ns, Relaxed);
         self.output_ns.fetch_add(total_ns.saturating_sub(queue_ns + compute_ns), Relaxed);
         self.inferences.fetch_add(u64::from(rows), Relaxed);
@@ -200,8 +195,7 @@ impl Stats {
     /// `compute_ns`.
     pub fn batch(&self, (edge, rows): (u32, u32), closed: Closed, infer_ns: u64, compute_ns: u64) {
         self.closed[closed as usize].fetch_add(1, Relaxed);
-        self.compute.record(&DURATION_BOUNDS_NS, compute_ns);
-        self.rows.record(&ROW_BOUNDS, u64::from(rows));
+        self.compute.record(compute_ns);
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as u64);
         self.last_inference_ms.store(now_ms, Relaxed);
         let (us, mut sizes) = (compute_ns / 1000, self.sizes.lock());
@@ -211,11 +205,6 @@ impl Stats {
         *infer += infer_ns;
         let [count, sum, squares] = sizes.recent.entry((edge, rows)).or_default();
         (*count, *sum, *squares) = (*count + 1, *sum + us, squares.saturating_add(us.saturating_mul(us)));
-    }
-
-    /// Tells how many requests wait or run now.
-    pub fn set_pending(&self, requests: u64) {
-        self.pending.store(requests, Relaxed);
     }
 
     /// A replica has taken the place of a dead one.

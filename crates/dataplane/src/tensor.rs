@@ -4,7 +4,6 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use crate::faces::guard::GuardBox;
-use crate::line::LOWEST;
 use crate::ragged::Ragged;
 
 /// A tensor's dimensions; `-1` in a specification means "any".
@@ -137,8 +136,6 @@ pub struct ModelSpec {
     pub version: String,
     /// For example `onnxruntime_onnx`.
     pub platform: String,
-    /// For example `onnxruntime`.
-    pub backend: String,
     /// Most rows in a batch; 0 = the tensors have no batch dimension, every request runs alone.
     pub max_batch_size: u32,
     /// Inputs in the model's order.
@@ -169,13 +166,5 @@ impl ModelSpec {
     /// Whether requests of this model can share a batch.
     pub const fn is_batched(&self) -> bool {
         self.max_batch_size > 0
-    }
-
-    /// A request's class in the line; as in Triton, one that the model does not have counts as none.
-    pub fn rank(&self, priority: u64) -> u32 {
-        let asked = u32::try_from(priority).unwrap_or(LOWEST);
-        let is_class = asked > 0 && (self.priority_levels == 0 || asked <= self.priority_levels);
-        let default = if self.default_priority == 0 { LOWEST } else { self.default_priority };
-        if is_class { asked } else { default }
     }
 }

@@ -1,16 +1,18 @@
 //! What happens when descriptors run out. Alone in its process, because it lowers the limit of all of it.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use lrai_dataplane::config::Config;
 use lrai_dataplane::dataplane::Dataplane;
 use lrai_dataplane::listen::serve;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::json;
 
 const DESCRIPTORS: u64 = 128;
 
@@ -40,8 +42,7 @@ fn processor_seconds(clocks: &[File]) -> f64 {
 #[test]
 fn running_out_of_descriptors_neither_spins_nor_ends_the_server() {
     setrlimit(Resource::Nofile, Rlimit { current: Some(64), maximum: Some(DESCRIPTORS) }).unwrap();
-    let config = Config::parse(r#"{"http_port":0,"grpc_port":0,"metrics_port":null}"#).unwrap();
-    let dataplane = Dataplane::new(config).unwrap();
+    let dataplane = Dataplane::new(support::config(&json!({}))).unwrap();
     let running = serve(&dataplane).unwrap();
     assert_eq!(getrlimit(Resource::Nofile).current, Some(DESCRIPTORS), "the soft limit is raised");
     let address = running.addresses.http.clone().unwrap();

@@ -17,7 +17,6 @@ use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Method, Request};
 use hyper::client::conn::http2::handshake;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use lrai_dataplane::config::Config;
 use lrai_dataplane::dataplane::Dataplane;
 use lrai_dataplane::error::Error;
 use lrai_dataplane::events::Event;
@@ -32,7 +31,7 @@ use lrai_dataplane::stats::Refusal;
 use lrai_dataplane::tensor::DType;
 use prost::Message;
 use serde_json::{Value, json};
-use support::{Turn, attach, floats, spec};
+use support::{Turn, attach, config, floats, spec};
 
 const SERVICE: &str = "/inference.GRPCInferenceService/";
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -57,9 +56,7 @@ impl Server {
     }
 
     fn with(settings: Value, turn: impl FnMut(Turn<'_>) -> bool + Send + 'static) -> Self {
-        let mut all = json!({ "http_port": 0, "grpc_port": 0, "metrics_port": null });
-        all.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
-        let dataplane = Dataplane::new(Config::parse(&all.to_string()).unwrap()).unwrap();
+        let dataplane = Dataplane::new(config(&settings)).unwrap();
         let running = serve(&dataplane).unwrap();
         let mut numbers = spec(64, DType::Fp32, &[-1, -1]);
         numbers.config = CONFIG.into();
@@ -880,7 +877,7 @@ async fn the_index_tells_every_model_or_those_that_are_ready() {
 
 #[tokio::test]
 async fn models_are_loaded_only_where_that_is_allowed() {
-    let server = Server::start(json!({ "model_control": "poll" }));
+    let server = Server::start(json!({ "explicit_control": false }));
     let mut client = server.connect().await;
     let text = "explicit model load / unload is not allowed if polling is enabled";
     let load = proto::RepositoryModelLoadRequest { model_name: "m".into(), ..Default::default() };
@@ -893,7 +890,7 @@ async fn models_are_loaded_only_where_that_is_allowed() {
 
 #[tokio::test]
 async fn the_control_plane_answers_load_and_unload() {
-    let server = Server::start(json!({ "model_control": "explicit" }));
+    let server = Server::start(json!({ "explicit_control": true }));
     let dataplane = Arc::clone(&server.dataplane);
     let control = tokio::spawn(async move {
         let mut seen = Vec::new();

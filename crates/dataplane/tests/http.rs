@@ -70,9 +70,9 @@ impl Server {
 }
 
 fn config(settings: &Value) -> Config {
-    let mut all = json!({ "http_port": 0, "grpc_port": 0, "metrics_port": 0 });
+    let mut all = json!({ "metrics_port": 0 });
     all.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
-    Config::parse(&all.to_string()).unwrap()
+    support::config(&all)
 }
 
 fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -455,20 +455,20 @@ fn a_request_whose_client_has_gone_is_cancelled_before_it_is_dispatched() {
     assert_eq!(started.recv().unwrap(), 1);
     let mut gone = server.connect();
     send(&mut gone, "POST", INFER, &[], body.as_bytes());
-    let stats = &server.dataplane.model("m", "").unwrap().stats;
-    wait_until("both requests are pending", || stats.snapshot().pending == 2);
+    let model = server.dataplane.model("m", "").unwrap();
+    wait_until("both requests are pending", || model.pending() == 2);
     let open = server.running.open_connections();
     drop(gone);
     wait_until("the connection is closed", || server.running.open_connections() < open);
     let mut last = server.connect();
     send(&mut last, "POST", INFER, &[], body.as_bytes());
-    wait_until("the last request is pending", || stats.snapshot().pending >= 2);
+    wait_until("the last request is pending", || model.pending() >= 2);
     release.send(()).unwrap();
     assert_eq!(receive(&mut first).status, 200);
     assert_eq!(started.recv().unwrap(), 1, "the cancelled row must not run");
     release.send(()).unwrap();
     assert_eq!(receive(&mut last).status, 200);
-    assert_eq!(stats.snapshot().cancelled, 1);
+    assert_eq!(model.stats.snapshot().cancelled, 1);
 }
 
 #[test]

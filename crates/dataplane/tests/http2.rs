@@ -15,19 +15,16 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame};
 use hyper::client::conn::http2::{SendRequest, handshake};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use lrai_dataplane::config::Config;
 use lrai_dataplane::dataplane::Dataplane;
 use lrai_dataplane::listen::{Running, serve};
 use lrai_dataplane::tensor::DType;
 use serde_json::{Value, json};
-use support::{attach, spec};
+use support::{attach, config, spec};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 async fn start(settings: &Value) -> (Arc<Dataplane>, Running) {
-    let mut all = json!({ "http_port": 0, "grpc_port": 0, "metrics_port": null });
-    all.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
-    let dataplane = Dataplane::new(Config::parse(&all.to_string()).unwrap()).unwrap();
+    let dataplane = Dataplane::new(config(settings)).unwrap();
     let running = serve(&dataplane).unwrap();
     let key = dataplane.add_model(spec(64, DType::Fp32, &[-1, -1])).unwrap();
     dataplane.publish(key).unwrap();

@@ -9,13 +9,12 @@ use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use lrai_dataplane::config::Config;
 use lrai_dataplane::dataplane::Dataplane;
 use lrai_dataplane::listen::{Running, serve};
 use lrai_dataplane::tensor::DType;
 use lrai_dataplane::wire::Place;
 use serde_json::json;
-use support::{attach, floats, spec};
+use support::{attach, config, floats, spec};
 
 const WIDTH: usize = 30;
 /// As many numbers as make a JSON body of 1.6 MB.
@@ -88,8 +87,7 @@ fn infer(width: usize, rows: usize) -> Vec<u8> {
 
 /// A gateway with two models: `m` answers at once, `large` with the sum of its row.
 fn start() -> (Running, String) {
-    let config = Config::parse(r#"{"http_port":0,"grpc_port":0,"metrics_port":null}"#).unwrap();
-    let dataplane = Dataplane::new(config).unwrap();
+    let dataplane = Dataplane::new(config(&json!({}))).unwrap();
     let running = serve(&dataplane).unwrap();
     for (name, width) in [("m", WIDTH), ("large", LARGE)] {
         let mut model = spec(64, DType::Fp32, &[-1, width as i64]);

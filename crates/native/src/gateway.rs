@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use lrai_dataplane::config::Config;
 use lrai_dataplane::dataplane::Dataplane;
-use lrai_dataplane::error::Error;
+use lrai_dataplane::faces::repository;
 use lrai_dataplane::knobs::Knobs;
 use lrai_dataplane::listen::{self, Running};
 use pyo3::prelude::*;
@@ -98,16 +98,7 @@ impl Gateway {
     }
 
     fn answer(&self, ticket: u64, code: &str, message: String) -> PyResult<()> {
-        let outcome = match code {
-            "" => Ok(message),
-            "not_found" => Err(Error::not_found(message)),
-            "invalid" => Err(Error::invalid(message)),
-            "unavailable" => Err(Error::unavailable(message)),
-            "unsupported" => Err(Error::unsupported(message)),
-            "internal" => Err(Error::internal(message)),
-            other => return Err(refuse(format!("unknown code '{other}'"))),
-        };
-        self.dataplane.repository.answer(ticket, outcome);
+        self.dataplane.repository.answer(ticket, repository::outcome(code, message).map_err(refuse)?);
         Ok(())
     }
 

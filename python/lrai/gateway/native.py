@@ -102,10 +102,10 @@ def gateway_config(settings: Settings) -> dict[str, Any]:
         "threads": plain.pop("runtime_threads"),
         **plain,
         "not_ready_status": int(settings.gateway.not_ready_status),
-        "model_control": settings.repository.model_control_mode,
+        "explicit_control": settings.repository.model_control_mode == "explicit",
         "access_log": settings.log.access_log,
         "server_version": _native.__version__,
-        **journal_config(settings),
+        "journal": journal_config(settings),
     }
 
 

@@ -57,7 +57,7 @@ def test_gateway_configuration_has_the_names_of_the_data_plane() -> None:
     assert config["not_ready_status"] == 503
     assert config["metrics_port"] is None
     assert config["threads"] == 2
-    assert config["model_control"] == "explicit"
+    assert config["explicit_control"] is True
     assert config["access_log"] is True
     assert config["server_version"] == _native.__version__
     assert not [name for name in config if name.endswith("_s")]

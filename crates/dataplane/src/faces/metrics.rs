@@ -19,12 +19,17 @@ const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("text/plain; version=
 pub struct ModelMetrics {
     labels: String,
     numbers: Snapshot,
+    pending: u32,
 }
 
 impl ModelMetrics {
     /// The numbers of that model version.
-    pub fn new(name: &str, version: &str, numbers: Snapshot) -> Self {
-        Self { labels: format!("model=\"{}\",version=\"{}\"", escape(name), escape(version)), numbers }
+    pub fn new(name: &str, version: &str, numbers: Snapshot, pending: u32) -> Self {
+        Self {
+            labels: format!("model=\"{}\",version=\"{}\"", escape(name), escape(version)),
+            numbers,
+            pending,
+        }
     }
 }
 
@@ -34,7 +39,9 @@ pub fn reply(gateway: &Gateway) -> Reply {
         .dataplane
         .models()
         .iter()
-        .map(|model| ModelMetrics::new(&model.spec.name, &model.spec.version, model.stats.snapshot()))
+        .map(|model| {
+            ModelMetrics::new(&model.spec.name, &model.spec.version, model.stats.snapshot(), model.pending())
+        })
         .collect();
     let dropped = gateway.access.as_ref().map_or(0, AccessLog::dropped);
     let (connections, bytes) = (gateway.open_connections() as u64, gateway.dataplane.memory.used() as u64);
@@ -69,10 +76,12 @@ pub fn render(models: &[ModelMetrics], gauges: &[(&str, &str, u64)]) -> String {
     page.reasons("lrai_requests_refused_total", "Requests answered with an error.", &Refusal::LABELS, |n| {
         &n.refused
     });
-    page.numbers("lrai_inferences_total", "counter", "Rows answered.", |n| n.inference_count);
-    page.numbers("lrai_pending_requests", "gauge", "Requests that wait or run.", |n| n.pending);
-    page.numbers("lrai_actor_restarts_total", "counter", "Replicas that replaced a dead one.", |n| {
-        n.restarts
+    page.numbers("lrai_inferences_total", "counter", "Rows answered.", |model| model.numbers.inference_count);
+    page.numbers("lrai_pending_requests", "gauge", "Requests that wait or run.", |model| {
+        model.pending.into()
+    });
+    page.numbers("lrai_actor_restarts_total", "counter", "Replicas that replaced a dead one.", |model| {
+        model.numbers.restarts
     });
     for (name, help, value) in gauges {
         page.head(name, if name.ends_with("_total") { "counter" } else { "gauge" }, help);
@@ -101,7 +110,7 @@ impl Page<'_> {
         self.head(name, "histogram", help);
         // Durations are kept in nanoseconds and shown in seconds; rows are shown as they are.
         let scale = if name.ends_with("_seconds") { 1e9 } else { 1.0 };
-        for ModelMetrics { labels, numbers } in self.models {
+        for ModelMetrics { labels, numbers, .. } in self.models {
             let distribution = pick(numbers);
             let mut sum = 0;
             for (bound, count) in distribution.bounds.iter().zip(&distribution.buckets) {
@@ -117,17 +126,17 @@ impl Page<'_> {
 
     fn reasons(&mut self, name: &str, help: &str, reasons: &[&str], pick: impl Fn(&Snapshot) -> &[u64]) {
         self.head(name, "counter", help);
-        for ModelMetrics { labels, numbers } in self.models {
+        for ModelMetrics { labels, numbers, .. } in self.models {
             for (reason, count) in reasons.iter().zip(pick(numbers)) {
                 self.line(format_args!("{name}{{{labels},reason=\"{reason}\"}} {count}"));
             }
         }
     }
 
-    fn numbers(&mut self, name: &str, kind: &str, help: &str, pick: impl Fn(&Snapshot) -> u64) {
+    fn numbers(&mut self, name: &str, kind: &str, help: &str, pick: impl Fn(&ModelMetrics) -> u64) {
         self.head(name, kind, help);
-        for ModelMetrics { labels, numbers } in self.models {
-            let number = pick(numbers);
+        for model in self.models {
+            let (labels, number) = (&model.labels, pick(model));
             self.line(format_args!("{name}{{{labels}}} {number}"));
         }
     }
@@ -143,7 +152,7 @@ mod tests {
         let stats = Stats::default();
         stats.answered(10_000, 200_000, 300_000, 1, false);
         stats.answered(10_000, 200_000, 20_000_000_000, 1, false);
-        let models = [ModelMetrics::new("m", "1", stats.snapshot())];
+        let models = [ModelMetrics::new("m", "1", stats.snapshot(), 0)];
         let text = render(&models, &[("lrai_connections", "Open connections.", 3)]);
         for line in [
             "# TYPE lrai_request_duration_seconds histogram",

@@ -12,10 +12,11 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use crate::body::Reader;
-use crate::dataplane::Dataplane;
+use crate::dataplane::{Dataplane, version_number};
 use crate::error::{Error, Result};
 use crate::grpc::{decode, reply as encode};
 use crate::http::model_name;
+use crate::models::Model;
 use crate::pool::LARGE;
 use crate::proto;
 use crate::reply::{self, Reply};
@@ -114,6 +115,15 @@ async fn answer(
         ["systemsharedmemory", rest @ ..] => shared_memory::http("system", rest),
         ["cudasharedmemory", rest @ ..] => shared_memory::http("cuda", rest),
         _ => Err(repository::named()),
+    }
+}
+
+impl Dataplane {
+    /// All routed models, by name and version.
+    pub fn models(&self) -> Vec<Arc<Model>> {
+        let mut models: Vec<_> = self.routes.read().by_name.values().flatten().map(Arc::clone).collect();
+        models.sort_by(|a, b| (&a.spec.name, version_number(a)).cmp(&(&b.spec.name, version_number(b))));
+        models
     }
 }
 

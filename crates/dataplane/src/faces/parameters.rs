@@ -1,10 +1,18 @@
 //! What Triton's extensions say in parameters: priority and time-out, binary answers, classification, shared memory.
 
-use serde_json::Value;
+use std::time::Duration;
 
+use serde_json::Value;
+use tokio::sync::oneshot::error::RecvError;
+use tokio::time::timeout_at;
+
+use crate::answer::{Part, Ticket};
 use crate::check::{Wanted, WantedOutput};
 use crate::error::{Error, Result, refuse};
+use crate::line::LOWEST;
 use crate::request::Parameters;
+use crate::stats::Refusal;
+use crate::tensor::ModelSpec;
 
 /// The value of the parameter `key`; of several the last.
 pub(super) fn parameter<'p>(parameters: &'p Parameters<'_>, key: &str) -> Option<&'p Value> {
@@ -43,6 +51,29 @@ pub(crate) fn of_request(parameters: &Parameters<'_>, wanted: &mut Wanted) -> Re
     wanted.priority = unsigned(parameters, "priority")?.unwrap_or(0);
     wanted.timeout_us = unsigned(parameters, "timeout")?.unwrap_or(0);
     Ok(is_binary)
+}
+
+impl ModelSpec {
+    /// A request's class in the line; as in Triton, one that the model does not have counts as none.
+    pub fn rank(&self, priority: u64) -> u32 {
+        let asked = u32::try_from(priority).unwrap_or(LOWEST);
+        let is_class = asked > 0 && (self.priority_levels == 0 || asked <= self.priority_levels);
+        let default = if self.default_priority == 0 { LOWEST } else { self.default_priority };
+        if is_class { asked } else { default }
+    }
+}
+
+/// Waits for what becomes of a request, in the queue not longer than it allows.
+pub(crate) async fn within(timeout_us: u64, ticket: &mut Ticket) -> Result<Result<Result<Part>, RecvError>> {
+    let deadline = ticket.enqueued + Duration::from_micros(timeout_us);
+    match timeout_at(deadline.into(), &mut ticket.receiver).await {
+        Ok(outcome) => Ok(outcome),
+        Err(_) if ticket.model.is_waiting(ticket.batch) => {
+            Err(ticket.refuse("Request timeout expired", Refusal::Deadline))
+        }
+        // What is being computed is not waiting any more.
+        Err(_) => Ok((&mut ticket.receiver).await),
+    }
 }
 
 /// Reads the parameters of an output.

@@ -85,6 +85,20 @@ impl Repository {
     }
 }
 
+/// How the control plane says that a command ended: no code with what the client asked for, or a code and a sentence.
+pub fn outcome(code: &str, message: String) -> Result<Result<String>, String> {
+    let error = match code {
+        "" => return Ok(Ok(message)),
+        "not_found" => Error::not_found,
+        "invalid" => Error::invalid,
+        "unavailable" => Error::unavailable,
+        "unsupported" => Error::unsupported,
+        "internal" => Error::internal,
+        other => return Err(format!("unknown code '{other}'")),
+    };
+    Ok(Err(error(message)))
+}
+
 /// There is one repository, and it has no name.
 #[cold]
 pub(super) fn named() -> Error {
@@ -130,7 +144,7 @@ pub(super) async fn command(
     name: &str,
     mut body: Value,
 ) -> Result<()> {
-    if dataplane.config.model_control != "explicit" {
+    if !dataplane.config.explicit_control {
         // Triton's words, also where nothing is polled: clients match them.
         return Err(Error::unavailable("explicit model load / unload is not allowed if polling is enabled"));
     }

@@ -2,7 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::stats::{Closed, DURATION_BOUNDS_NS, Histogram, ROW_BOUNDS, Refusal, Stats};
+use crate::models::Model;
+use crate::stats::{Closed, DURATION_BOUNDS_NS, Histogram, Refusal, Stats};
+
+/// Upper bounds of the batch size buckets, in rows.
+const ROW_BOUNDS: [u64; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
 
 /// How often, and for how long in all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,8 +67,6 @@ pub struct Snapshot {
     pub execution_count: u64,
     /// Milliseconds since 1970 of the last answer; 0 = none yet.
     pub last_inference_ms: u64,
-    /// Requests that wait or run.
-    pub pending: u64,
     /// Replicas that took the place of a dead one.
     pub restarts: u64,
     /// Of successful requests.
@@ -88,22 +90,38 @@ pub struct Snapshot {
 }
 
 impl Histogram {
-    fn read(&self, bounds: &'static [u64]) -> Distribution {
-        let mut buckets = read(&self.buckets).to_vec();
-        buckets.truncate(bounds.len() + 1);
-        Distribution { bounds, buckets, sum: self.sum.load(Relaxed) }
+    fn read(&self) -> Distribution {
+        let (buckets, sum) = (read(&self.buckets).to_vec(), self.sum.load(Relaxed));
+        Distribution { bounds: &DURATION_BOUNDS_NS, buckets, sum }
     }
+}
+
+/// Rows per batch, of batches by size.
+fn rows(sizes: &[BatchSize]) -> Distribution {
+    let (mut buckets, mut sum) = (vec![0; ROW_BOUNDS.len() + 1], 0);
+    for BatchSize { rows, infer: Total { count, .. }, .. } in sizes {
+        buckets[ROW_BOUNDS.partition_point(|bound| *bound < u64::from(*rows))] += count;
+        sum += u64::from(*rows) * count;
+    }
+    Distribution { bounds: &ROW_BOUNDS, buckets, sum }
 }
 
 fn read<const LEN: usize>(counters: &[AtomicU64; LEN]) -> [u64; LEN] {
     std::array::from_fn(|index| counters[index].load(Relaxed))
 }
 
+impl Model {
+    /// Requests that wait or run.
+    pub fn pending(&self) -> u32 {
+        self.queue.lock().pending
+    }
+}
+
 impl Stats {
     /// All numbers; each is exact, but not all of the same nanosecond.
     pub fn snapshot(&self) -> Snapshot {
-        let request_duration = self.request.read(&DURATION_BOUNDS_NS);
-        let queue_duration = self.queue.read(&DURATION_BOUNDS_NS);
+        let request_duration = self.request.read();
+        let queue_duration = self.queue.read();
         let (closed, refused) = (read(&self.closed), read(&self.refused));
         let cancelled = refused[Refusal::Cancelled as usize];
         let count = request_duration.count();
@@ -112,6 +130,7 @@ impl Stats {
             handover: Total { count: *count, ns: *handover },
             infer: Total { count: *count, ns: *infer },
         };
+        let batch_sizes: Vec<_> = self.sizes.lock().all.iter().map(size).collect();
         Snapshot {
             success: Total { count, ns: request_duration.sum },
             fail: Total { count: refused.iter().sum::<u64>() - cancelled, ns: self.fail_ns.load(Relaxed) },
@@ -122,17 +141,16 @@ impl Stats {
             inference_count: self.inferences.load(Relaxed),
             execution_count: closed.iter().sum(),
             last_inference_ms: self.last_inference_ms.load(Relaxed),
-            pending: self.pending.load(Relaxed),
             restarts: self.restarts.load(Relaxed),
             request_duration,
             queue_duration,
-            compute_duration: self.compute.read(&DURATION_BOUNDS_NS),
-            batch_rows: self.rows.read(&ROW_BOUNDS),
+            compute_duration: self.compute.read(),
+            batch_rows: rows(&batch_sizes),
             closed,
             refused,
             latency_counts: read(&self.latency.0).to_vec(),
             late: self.late.load(Relaxed),
-            batch_sizes: self.sizes.lock().all.iter().map(size).collect(),
+            batch_sizes,
         }
     }
 }
@@ -143,13 +161,14 @@ mod tests {
 
     #[test]
     fn a_value_on_a_bound_belongs_to_the_bucket_below_it() {
-        let histogram = Histogram::default();
+        let stats = Stats::default();
         for rows in [1, 2, 3, 64, 65, 5000] {
-            histogram.record(&ROW_BOUNDS, rows);
+            stats.batch((0, rows), Closed::Full, 50_000, 50_000);
         }
-        let read = histogram.read(&ROW_BOUNDS);
-        assert_eq!(read.buckets, [1, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1]);
-        assert_eq!((read.sum, read.count()), (5135, 6));
+        let Snapshot { batch_rows, compute_duration, .. } = stats.snapshot();
+        assert_eq!(batch_rows.buckets, [1, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1]);
+        assert_eq!((batch_rows.sum, batch_rows.count()), (5135, 6));
+        assert_eq!((compute_duration.buckets[0], compute_duration.sum), (6, 300_000));
     }
 
     #[test]

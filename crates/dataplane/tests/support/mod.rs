@@ -21,7 +21,7 @@ pub fn tensor(name: &str, datatype: DType, shape: &[i64]) -> TensorSpec {
 /// A specification from JSON; what is left out is as in a model without settings.
 pub fn model_spec(mut given: Value) -> ModelSpec {
     let settings = json!({
-        "name": "m", "version": "1", "platform": "test", "backend": "test", "config": "", "retry": true,
+        "name": "m", "version": "1", "platform": "test", "config": "", "retry": true,
         "max_queue_requests": 1024, "max_queue_bytes": 1 << 28, "max_output_bytes": 1 << 28, "priority_levels": 0,
         "default_priority": 0, "guard": [], "ragged": null,
     });
@@ -127,9 +127,22 @@ pub fn attach(
     (replica, thread)
 }
 
+/// Settings on free ports, without metrics, and with those that are `given`.
+pub fn config(given: &Value) -> Config {
+    let mut all = json!({
+        "host": "127.0.0.1", "http_port": 0, "grpc_port": 0, "metrics_port": null, "threads": 1, "pool_threads": 2,
+        "max_connections": 16_384, "max_body_bytes": 64 << 20, "max_memory_bytes": 1 << 30,
+        "header_timeout_ms": 10_000, "body_timeout_ms": 30_000, "keep_alive_timeout_ms": 600_000,
+        "not_ready_status": 400, "explicit_control": false, "tenant_header": "", "access_log": false, "journal": null,
+        "server_version": "",
+    });
+    all.as_object_mut().unwrap().extend(given.as_object().unwrap().clone());
+    Config::parse(&all.to_string()).unwrap()
+}
+
 /// A data plane on the current runtime with one published model and no replica.
 pub fn dataplane(spec: ModelSpec) -> (Arc<Dataplane>, u64, Arc<Model>) {
-    let dataplane = Dataplane::new(Config::default()).unwrap();
+    let dataplane = Dataplane::new(config(&json!({}))).unwrap();
     dataplane.set_runtime(tokio::runtime::Handle::current());
     let key = dataplane.add_model(spec).unwrap();
     dataplane.publish(key).unwrap();

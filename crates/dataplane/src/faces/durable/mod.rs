@@ -14,6 +14,7 @@ use lrai_journal::entry::{Entry, Id, Key, Progress};
 use lrai_journal::fault::Fault;
 use lrai_journal::journal::{Journal, Limits, Place};
 use parking_lot::Mutex;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
@@ -55,6 +56,22 @@ const MAX_KEY: usize = 255;
 /// Webhooks that are called at the same time.
 const MAX_CALLS: usize = 16;
 
+/// Where durable requests are kept, and how long.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// `sqlite:FOLDER` or `redis://...`.
+    pub place: String,
+    /// Most bytes of durable requests and their answers.
+    pub max_bytes: u64,
+    /// How long the answer to a durable request is kept.
+    pub keep_ms: u64,
+    /// How long a durable request waits for its model to be served.
+    pub patience_ms: u64,
+    /// What the URL of a webhook may begin with.
+    pub webhooks: Vec<String>,
+}
+
 /// The journal, and who answers what is in it.
 pub struct Durable {
     journal: Journal,
@@ -81,20 +98,20 @@ impl From<Fault> for Error {
 impl Durable {
     /// Opens the journal that the settings name, if they name one; what a former server left waits for [`replay`].
     pub fn open(config: &Config, events: &Arc<Events>) -> Result<Option<Self>> {
-        if config.journal.is_empty() {
+        let Some(Settings { place, max_bytes, keep_ms, patience_ms, webhooks }) = &config.journal else {
             return Ok(None);
-        }
-        let place: Place = config.journal.parse()?;
-        let keep = Duration::from_millis(config.journal_keep_ms);
-        let opened = Journal::open(&place, Limits { max_bytes: config.journal_max_bytes, keep })?;
+        };
+        let place: Place = place.parse()?;
+        let keep = Duration::from_millis(*keep_ms);
+        let opened = Journal::open(&place, Limits { max_bytes: *max_bytes, keep })?;
         let durable = Self {
             journal: opened.journal,
             events: Arc::clone(events),
             lanes: Mutex::default(),
             left: Mutex::new(opened.unfinished),
-            webhooks: config.webhooks.iter().map(|text| text.parse()).collect::<Result<_>>()?,
+            webhooks: webhooks.iter().map(|text| text.parse()).collect::<Result<_>>()?,
             calls: Semaphore::new(MAX_CALLS),
-            patience: Duration::from_millis(config.journal_patience_ms),
+            patience: Duration::from_millis(*patience_ms),
             is_draining: AtomicBool::new(false),
         };
         let left = durable.left.lock().len();
