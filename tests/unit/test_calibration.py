@@ -298,6 +298,20 @@ async def test_a_restart_takes_what_was_found_for_the_same_files_and_processors(
     store.close()
 
 
+async def test_what_was_kept_in_another_form_is_measured_again(
+    machine: Machine, tmp_path: Path
+) -> None:
+    store = Store(tmp_path)
+    mark = {"for": [2, SUBJECT.identity]}
+    for plain in (mark, {**mark, "allocation": [1], "table": []}, {**mark, "allocation": 3}):
+        store.keep("net", "1", "calibration", plain)
+        calibrator = machine.calibrator(store)
+        assert calibrator.recall("net", "1", SUBJECT.identity) is None
+        calibrator.add(7, SUBJECT)
+        assert "when the server is idle" in calibrator.why("net", "1")
+    store.close()
+
+
 async def test_other_processors_are_noticed_and_all_is_measured_again(machine: Machine) -> None:
     calibrator = machine.calibrator()
     calibrator.add(7, SUBJECT)

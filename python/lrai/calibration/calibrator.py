@@ -38,6 +38,7 @@ _LONGEST_WAIT_S: Final = 86400.0
 _BUSY_WAIT_S: Final = 30.0
 _MOST_DOUBLINGS: Final = 7
 _KEPT_AS: Final = "calibration"
+_Found = tuple[Allocation | None, dict[Allocation, Measured]]
 _log = get_log("calibration")
 
 
@@ -85,20 +86,28 @@ class Calibrator:
 
     def recall(self, name: str, version: str, identity: str) -> Allocation | None:
         """Return what an earlier run has found for the same model on as many processors."""
-        kept = self._kept(name, version, identity)
-        return Allocation(*kept["allocation"]) if kept else None
+        allocation, _ = self._kept(name, version, identity)
+        return allocation
 
-    def _kept(self, name: str, version: str, identity: str) -> dict[str, Any]:
-        kept = self._store.learnt(name, version, _KEPT_AS) if self._store else {}
-        return kept if kept.get("for") == [self.cpus, identity] else {}
+    def _kept(self, name: str, version: str, identity: str) -> _Found:
+        plain = self._store.learnt(name, version, _KEPT_AS) if self._store else {}
+        if plain.get("for") != [self.cpus, identity]:
+            return None, {}
+        try:
+            allocation, table = Allocation(*plain["allocation"]), _table(plain["table"])
+        except (LookupError, TypeError, ValueError):
+            # It was written in another form, and is measured again.
+            return None, {}
+        return (allocation, table) if allocation in table else (None, {})
 
     def add(self, key: int, subject: Subject) -> None:
         """Calibrate a model at the next occasion, unless an earlier run has."""
         self._busy_s = self._clock()
         case = self._cases[key] = _Case(subject, subject.current, self._busy_s)
         spec = subject.spec
-        if kept := self._kept(spec.name, spec.version, subject.identity):
-            case.table = _table(kept["table"])
+        allocation, table = self._kept(spec.name, spec.version, subject.identity)
+        if allocation == subject.current:
+            case.table = table
             self._settle(case, subject.current)
         self._plan()
 
@@ -124,7 +133,7 @@ class Calibrator:
     def look(self, windows: Sequence[Window]) -> None:
         """Take notice of the models that had traffic: none for two seconds is the occasion."""
         now_s = self._clock()
-        if now_s - self._counted_s >= _COUNT_S:
+        if now_s - self._counted_s >= _COUNT_S and not self._task:
             self._recount(now_s)
         if windows:
             self._busy_s = now_s
@@ -178,10 +187,8 @@ class Calibrator:
             case.words = "it is measured when the machine has time and memory for that"
             case.due_s = self._clock() + _BUSY_WAIT_S * 2 ** min(case.tries, _MOST_DOUBLINGS)
         except Exception as error:  # noqa: BLE001, one model's measurement fails alone
-            case.words, case.due_s = (
-                f"it could not be measured: {str(error) or repr(error)}",
-                _NEVER,
-            )
+            case.words = f"it could not be measured: {str(error) or repr(error)}"
+            case.due_s = _NEVER
             _log.warning("calibration_failed", f"{case} keeps {case.current}, {case.words}")
         finally:
             self._task, self._is_applying = None, False
