@@ -64,6 +64,11 @@ PARTS = (
         500,
         ("crates/dataplane/src/ragged", *package("backends/ragged", "scheduler/buckets")),
     ),
+    Part(
+        "calibration",
+        550,
+        package("calibration/", "actors/trial", "scheduler/allocation", "scheduler/drift"),
+    ),
     Part("dataplane", 2_300, ("crates/dataplane/src/",), core=True),
     Part("native", 300, ("crates/native/src/",), core=True),
     Part(

@@ -1,19 +1,18 @@
 """Brings models into service and out of it: from disk to an actor to the data plane."""
 
 import asyncio
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 
-from lrai import calibration
 from lrai.actors.messages import ActorSpec
 from lrai.actors.supervisor import Supervisor
 from lrai.backends.base import BackendSpec, Padding
-from lrai.calibration import Calibrator
+from lrai.calibration.calibrator import Calibrator
+from lrai.calibration.subject import identity_of, is_calibrated, subject_of
 from lrai.config import ModelConfig, Settings
-from lrai.core.model import Allocation, first_edges
+from lrai.core.model import first_edges
 from lrai.errors import LraiError, ModelLoadError, ModelNotFoundError
 from lrai.gateway.faces.triton import model_config
 from lrai.gateway.native import Gateway
@@ -22,7 +21,7 @@ from lrai.machine import available_memory_bytes
 from lrai.registry.index import Entry, Index
 from lrai.registry.override import remove_folder
 from lrai.registry.repository import Fingerprint, ModelSource, Repository, VersionSource
-from lrai.registry.resolve import ServedModel, fixed_allocation, model_settings, resolve
+from lrai.registry.resolve import ServedModel, model_settings, resolve
 from lrai.scheduler.control import Scheduler, Subject
 from lrai.scheduler.knobs import Knobs
 
@@ -134,9 +133,9 @@ class Lifecycle:
         self, source: ModelSource, version: VersionSource
     ) -> tuple[int, ServedModel]:
         """Fork, load, attach, wait for the first replica, route; undo it all if a step fails."""
-        cpus, identity = self.calibrator.cpus, _identity(source, version)
+        cpus, identity = self.calibrator.cpus, identity_of(source, version)
         measured = None
-        if _is_calibrated(source):
+        if is_calibrated(source):
             measured = self.calibrator.recall(source.name, version.version, identity)
         settings, _ = model_settings(source, cpus, measured)
         spec = self._actor_spec(source, version, settings)
@@ -160,8 +159,8 @@ class Lifecycle:
         except BaseException:
             self._gateway.remove_model(key)
             raise
-        if _is_calibrated(source):
-            self.calibrator.add(key, _calibrated(source, served, spec, identity))
+        if is_calibrated(source):
+            self.calibrator.add(key, subject_of(source, served, spec, identity))
         return key, served
 
     def _actor_spec(
@@ -214,43 +213,6 @@ class Lifecycle:
             max_batch_size=served.max_batch_size,
             seconds=round(seconds, 3),
         )
-
-
-def _is_calibrated(source: ModelSource) -> bool:
-    """Whether replicas or threads are to be measured: only what computes, and may run twice."""
-    model = source.settings.model
-    is_pure = source.backend == "onnxruntime" and model.provider == "cpu" and model.retry
-    return source.settings.scheduler.calibrate and is_pure and not all(fixed_allocation(source))
-
-
-def _calibrated(
-    source: ModelSource, served: ServedModel, spec: ActorSpec, identity: str
-) -> calibration.Subject:
-    return calibration.Subject(
-        spec=spec,
-        inputs=served.inputs,
-        max_rows=served.max_batch_size,
-        current=Allocation(served.model.replicas, served.model.threads),
-        fixed=fixed_allocation(source),
-        goal_s=served.scheduler.latency_goal_s or None,
-        replica_memory_bytes=served.scheduler.replica_memory_bytes,
-        identity=identity,
-    )
-
-
-def _identity(source: ModelSource, version: VersionSource) -> str:
-    """Return what a model's times, and what follows from them, depend on."""
-    settings = source.settings
-    return json.dumps(
-        [
-            version.fingerprint,
-            sorted(source.options.items()),
-            fixed_allocation(source),
-            settings.model.max_batch_size,
-            settings.scheduler.latency_goal_s,
-            settings.scheduler.replica_memory_bytes,
-        ]
-    )
 
 
 def _subject(served: ServedModel) -> Subject:

@@ -2,16 +2,18 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lrai.actors.actor import End
-from lrai.actors.messages import ActorSpec, TrialMessage, TrialResult
+from lrai.actors.messages import ActorSpec
+from lrai.actors.trial_messages import TrialMessage, TrialResult
 from lrai.backends.base import BackendSpec
-from lrai.calibration import Calibrator, Subject
+from lrai.calibration.calibrator import Calibrator
+from lrai.calibration.subject import Subject
 from lrai.core.model import Allocation, TensorInfo
 from lrai.errors import ModelLoadError
 from lrai.scheduler.store import Store
@@ -40,18 +42,31 @@ class FakeActor:
     threads: int = 1
     shapes: tuple[tuple[int, ...], ...] = ()
     used_bytes: int = 10 * MIB
+    measured: Any = None
+    answering: asyncio.Future[None] | None = None
     gone: asyncio.Future[End] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
 
-    async def measure(self, asked: TrialMessage) -> TrialResult:
+    @property
+    def link(self) -> "FakeActor":
+        """It takes messages itself."""
+        return self
+
+    def send(self, text: bytes) -> None:
+        self.answering = asyncio.ensure_future(self.answer(TrialMessage.decode(text)))
+
+    async def answer(self, asked: TrialMessage) -> None:
         await self.machine.gate.wait()
         rows = asked.shapes[0][0]
         self.machine.asked.append((self.threads, asked.shapes))
         batch_s = self.machine.single_s * rows / (1 + (self.threads - 1) * self.machine.gain)
-        return TrialResult(batch_s, batch_s * self.threads, self.machine.waited, 10 * MIB)
+        result = TrialResult(batch_s, batch_s * self.threads, self.machine.waited, 10 * MIB)
+        self.measured.set_result(asdict(result))
 
     def dismiss(self) -> None:
+        if self.answering:
+            self.answering.cancel()
         self.machine.trials.remove(self)
         self.gone.set_result(End("", "was ended"))
 
@@ -280,6 +295,20 @@ async def test_a_restart_takes_what_was_found_for_the_same_files_and_processors(
     assert again.recall("net", "1", "other files") is None
     machine.cpus = 4
     assert machine.calibrator(store).recall("net", "1", SUBJECT.identity) is None
+    store.close()
+
+
+async def test_what_was_kept_in_another_form_is_measured_again(
+    machine: Machine, tmp_path: Path
+) -> None:
+    store = Store(tmp_path)
+    mark = {"for": [2, SUBJECT.identity]}
+    for plain in (mark, {**mark, "allocation": [1], "table": []}, {**mark, "allocation": 3}):
+        store.keep("net", "1", "calibration", plain)
+        calibrator = machine.calibrator(store)
+        assert calibrator.recall("net", "1", SUBJECT.identity) is None
+        calibrator.add(7, SUBJECT)
+        assert "when the server is idle" in calibrator.why("net", "1")
     store.close()
 
 

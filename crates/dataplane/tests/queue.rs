@@ -170,18 +170,22 @@ async fn a_full_queue_answers_overloaded_at_once_and_gone_clients_make_room() {
 
 #[tokio::test]
 async fn a_batch_lost_without_fault_is_run_again_by_the_successor() {
-    let (dataplane, key, model) = dataplane(spec(8, DType::Fp32, &[-1, 2]));
-    let tickets: Vec<_> = (0..4).map(|n| submit(&model, 1, &row(n as f32)).unwrap()).collect();
-    let (replica, _) = attach(&dataplane, key, |_| false);
-    event(&dataplane, |event| matches!(event, Event::ReplicaLost { .. })).await;
-    dataplane.settle(replica, "");
-    attach(&dataplane, key, |turn| {
-        assert_eq!(turn.run.rows, 4);
-        turn.echo();
-        true
-    });
-    for (n, ticket) in tickets.into_iter().enumerate() {
-        assert_eq!(data(&ticket.answer().await.unwrap()).1, row(n as f32));
+    // Only what died counts as restarted; a retired replica was replaced on purpose.
+    for (fault, restarts) in [("", 1), ("retired", 0)] {
+        let (dataplane, key, model) = dataplane(spec(8, DType::Fp32, &[-1, 2]));
+        let tickets: Vec<_> = (0..4).map(|n| submit(&model, 1, &row(n as f32)).unwrap()).collect();
+        let (replica, _) = attach(&dataplane, key, |_| false);
+        event(&dataplane, |event| matches!(event, Event::ReplicaLost { .. })).await;
+        dataplane.settle(replica, fault);
+        attach(&dataplane, key, |turn| {
+            assert_eq!(turn.run.rows, 4);
+            turn.echo();
+            true
+        });
+        for (n, ticket) in tickets.into_iter().enumerate() {
+            assert_eq!(data(&ticket.answer().await.unwrap()).1, row(n as f32));
+        }
+        assert_eq!(model.stats.snapshot().restarts, restarts);
     }
 }
 

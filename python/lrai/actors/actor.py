@@ -6,20 +6,14 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from lrai.actors.limits import close_cgroup, private_bytes, waiting_s
-from lrai.actors.messages import (
-    EXIT_LEFT,
-    EXIT_MEMORY,
-    ActorMessage,
-    ActorSpec,
-    TrialMessage,
-    TrialResult,
-)
+from lrai.actors.messages import EXIT_LEFT, EXIT_MEMORY, ActorMessage, ActorSpec
 from lrai.actors.spawn import describe_end
 from lrai.actors.watch import SILENCE_S, hang_limit_s
 from lrai.core.model import Signature
@@ -28,8 +22,6 @@ from lrai.core.ports import Fault, Window
 from lrai.errors import ModelLoadError
 
 _LEAVE_S: Final = 2.0
-# A trial runs only when nobody else does, which may be never.
-_TRIAL_S: Final = 20.0
 # What a process dies of when its own code is at fault; SIGKILL and SIGTERM come from outside.
 _FAULT_SIGNALS: Final = frozenset(
     {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS}
@@ -81,7 +73,8 @@ class Actor:
     is_leaving: bool = False
     shapes: tuple[tuple[int, ...], ...] = ()
     """Of the inputs of a recent batch."""
-    _measured: asyncio.Future[TrialResult] | None = None
+    measured: asyncio.Future[Mapping[str, Any]] = field(default_factory=_future)
+    """What a trial has answered; whoever asks sets a new one."""
     _baseline_bytes: int = 0
     _weighed_s: float = 0.0
     _batch_age_s: float = math.inf
@@ -102,8 +95,8 @@ class Actor:
         self.heard_s = time.monotonic()
         self.has_answered |= message.kind == "sample"
         self.shapes = message.shapes or self.shapes
-        if message.kind == "measured" and self._measured and not self._measured.done():
-            self._measured.set_result(from_plain(TrialResult, message.body))
+        if message.kind == "measured" and not self.measured.done():
+            self.measured.set_result(message.body)
         if self.loaded.done():
             return
         if message.kind == "loaded":
@@ -111,26 +104,6 @@ class Actor:
             self.loaded.set_result(from_plain(Signature, message.body["signature"]))
         elif message.kind == "refused":
             self.loaded.set_exception(ModelLoadError(**message.body))
-
-    async def measure(self, asked: TrialMessage) -> TrialResult:
-        """Have a trial run batches of one size.
-
-        Raises `ModelLoadError` if it dies or the model fails, `TimeoutError` if it gets nowhere.
-        """
-        self._measured = _future()
-        with suppress(OSError):  # Its end tells why.
-            self.link.send(asked.encode())
-        waiting = (self._measured, self.gone)
-        await asyncio.wait(waiting, timeout=_TRIAL_S, return_when=asyncio.FIRST_COMPLETED)
-        if self.gone.done():
-            end = self.gone.result()
-            raise ModelLoadError(f"its process {end.words}", hint=end.hint)
-        if not self._measured.done():
-            raise TimeoutError
-        result = self._measured.result()
-        if result.error:
-            raise ModelLoadError(f"it refuses made-up inputs: {result.error}")
-        return result
 
     def kill(self, fault: Fault, words: str) -> None:
         """End the process now and remember why."""

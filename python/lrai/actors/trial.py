@@ -12,7 +12,8 @@ from typing import Any, Final
 import numpy as np
 
 from lrai.actors.limits import private_bytes, waiting_s
-from lrai.actors.messages import Kind, TrialMessage, TrialResult
+from lrai.actors.messages import Kind
+from lrai.actors.trial_messages import TrialMessage, TrialResult
 from lrai.backends.base import Backend, BatchFaultError, LocalBatch, Place, Slabs
 from lrai.backends.tensors import NUMPY_TYPES, Array, SlotWriter
 from lrai.core.model import TensorInfo

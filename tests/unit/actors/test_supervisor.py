@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lrai.actors.measure import probe
-from lrai.actors.messages import ActorSpec, TrialMessage
+from lrai.actors.messages import ActorSpec
 from lrai.actors.supervisor import Supervisor
+from lrai.actors.trial_messages import TrialMessage
 from lrai.backends.base import BackendSpec
+from lrai.calibration.measure import ask, probe
 from lrai.core.model import Allocation
 from lrai.errors import ModelLoadError
 
@@ -441,7 +442,7 @@ async def test_a_trial_measures_in_time_that_nobody_else_wants(supervisor, pytho
     )
     assert title(trial.pid) == "lrai: double/1 #0 trial"
     assert os.sched_getscheduler(trial.pid) == os.SCHED_IDLE
-    result = await trial.measure(TrialMessage(((3, 2),), seconds=0.05))
+    result = await ask(trial, TrialMessage(((3, 2),), seconds=0.05))
     assert result.batch_s >= 0.02
     assert result.cpu_s < result.batch_s
     assert result.error == ""
@@ -451,10 +452,10 @@ async def test_a_trial_measures_in_time_that_nobody_else_wants(supervisor, pytho
 async def test_a_trial_that_dies_or_refuses_says_why(supervisor, python_model):
     trial = await supervisor.load(as_trial(python_model("os.kill(os.getpid(), signal.SIGSEGV)")))
     with pytest.raises(ModelLoadError, match="was ended by SIGSEGV"):
-        await trial.measure(TrialMessage(((1, 2),), seconds=0.05))
+        await ask(trial, TrialMessage(((1, 2),), seconds=0.05))
     trial = await supervisor.load(as_trial(python_model("raise ValueError('not so')")))
     with pytest.raises(ModelLoadError, match="it refuses made-up inputs: .*not so"):
-        await trial.measure(TrialMessage(((1, 2),), seconds=0.05))
+        await ask(trial, TrialMessage(((1, 2),), seconds=0.05))
     await trial.leave()
     assert supervisor._actors == {}
 

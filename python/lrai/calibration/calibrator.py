@@ -1,9 +1,9 @@
-"""Finds out in idle time how many replicas and threads suit each model, one model at a time.
+"""Decides which model is measured when, and lets what is best take it over.
 
-A model is measured when nobody has asked for anything for two seconds, in processes that give way
-to everything else; the first request ends them. What is found takes the model over at once, is
-kept beyond a restart, and is looked at again when the model no longer takes the times that were
-measured, or when the server gets other processors.
+One is measured at a time, when nobody has asked for anything for two seconds, in processes that
+give way to everything else; the first request ends them. What is found takes the model over at
+once, is kept beyond a restart, and is looked at again when the model no longer takes the times that
+were measured, or when the server gets other processors.
 """
 
 import asyncio
@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from lrai.actors.measure import BusyMachineError, Shapes, measure, probe
-from lrai.actors.messages import ActorSpec
 from lrai.actors.supervisor import Supervisor
-from lrai.core.model import Allocation, TensorInfo
+from lrai.calibration.measure import BusyMachineError, measure, probe
+from lrai.calibration.subject import Subject, shapes_by_rows
+from lrai.core.model import Allocation
 from lrai.log import get_log
 from lrai.machine import available_cpus, free_memory_bytes
 from lrai.scheduler.allocation import (
@@ -23,7 +23,6 @@ from lrai.scheduler.allocation import (
     Measured,
     Point,
     allocations,
-    batch_sizes,
     choose,
     in_words,
 )
@@ -39,25 +38,8 @@ _LONGEST_WAIT_S: Final = 86400.0
 _BUSY_WAIT_S: Final = 30.0
 _MOST_DOUBLINGS: Final = 7
 _KEPT_AS: Final = "calibration"
+_Found = tuple[Allocation | None, dict[Allocation, Measured]]
 _log = get_log("calibration")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model version to be calibrated."""
-
-    spec: ActorSpec
-    inputs: tuple[TensorInfo, ...]
-    max_rows: int
-    """0 = requests are never put together."""
-    current: Allocation
-    fixed: Allocation
-    """What somebody has set; 0 = free."""
-    goal_s: float | None
-    replica_memory_bytes: int
-    """For replicas beyond the first."""
-    identity: str
-    """Changes with everything that what was measured depends on, but for the processors."""
 
 
 @dataclass(eq=False)
@@ -104,20 +86,28 @@ class Calibrator:
 
     def recall(self, name: str, version: str, identity: str) -> Allocation | None:
         """Return what an earlier run has found for the same model on as many processors."""
-        kept = self._kept(name, version, identity)
-        return Allocation(*kept["allocation"]) if kept else None
+        allocation, _ = self._kept(name, version, identity)
+        return allocation
 
-    def _kept(self, name: str, version: str, identity: str) -> dict[str, Any]:
-        kept = self._store.learnt(name, version, _KEPT_AS) if self._store else {}
-        return kept if kept.get("for") == [self.cpus, identity] else {}
+    def _kept(self, name: str, version: str, identity: str) -> _Found:
+        plain = self._store.learnt(name, version, _KEPT_AS) if self._store else {}
+        if plain.get("for") != [self.cpus, identity]:
+            return None, {}
+        try:
+            allocation, table = Allocation(*plain["allocation"]), _table(plain["table"])
+        except (LookupError, TypeError, ValueError):
+            # It was written in another form, and is measured again.
+            return None, {}
+        return (allocation, table) if allocation in table else (None, {})
 
     def add(self, key: int, subject: Subject) -> None:
         """Calibrate a model at the next occasion, unless an earlier run has."""
         self._busy_s = self._clock()
         case = self._cases[key] = _Case(subject, subject.current, self._busy_s)
         spec = subject.spec
-        if kept := self._kept(spec.name, spec.version, subject.identity):
-            case.table = _table(kept["table"])
+        allocation, table = self._kept(spec.name, spec.version, subject.identity)
+        if allocation == subject.current:
+            case.table = table
             self._settle(case, subject.current)
         self._plan()
 
@@ -143,7 +133,7 @@ class Calibrator:
     def look(self, windows: Sequence[Window]) -> None:
         """Take notice of the models that had traffic: none for two seconds is the occasion."""
         now_s = self._clock()
-        if now_s - self._counted_s >= _COUNT_S:
+        if now_s - self._counted_s >= _COUNT_S and not self._task:
             self._recount(now_s)
         if windows:
             self._busy_s = now_s
@@ -197,7 +187,8 @@ class Calibrator:
             case.words = "it is measured when the machine has time and memory for that"
             case.due_s = self._clock() + _BUSY_WAIT_S * 2 ** min(case.tries, _MOST_DOUBLINGS)
         except Exception as error:  # noqa: BLE001, one model's measurement fails alone
-            case.words, case.due_s = f"it could not be measured: {error or repr(error)}", _NEVER
+            case.words = f"it could not be measured: {str(error) or repr(error)}"
+            case.due_s = _NEVER
             _log.warning("calibration_failed", f"{case} keeps {case.current}, {case.words}")
         finally:
             self._task, self._is_applying = None, False
@@ -206,7 +197,7 @@ class Calibrator:
     async def _find(self, key: int, case: _Case) -> Allocation | None:
         """Return the best allocation; None if the model is not to be measured, or not yet."""
         subject, actors = case.subject, self._supervisor.actors_of(key)
-        sizes = _sizes(subject, next((one.shapes for one in actors if one.shapes), ()))
+        sizes = shapes_by_rows(subject, next((one.shapes for one in actors if one.shapes), ()))
         if not sizes or not actors:
             case.words = "it is measured after its first requests, which tell the inputs' sizes"
             case.due_s = self._clock() + _BUSY_WAIT_S
@@ -256,23 +247,6 @@ class Calibrator:
             alone = case.table.get(chosen._replace(replicas=1), together)
             scale = case.seen_s / together.single_s if case.seen_s else 1.0
             case.drift = Drift(alone.points, together.points, scale)
-
-
-def _sizes(subject: Subject, seen: Shapes) -> dict[int, Shapes]:
-    """Return the shapes of all inputs for each number of rows to measure; empty if not yet known.
-
-    `seen` are those of a batch that was served: they tell free dimensions.
-    """
-    shapes = tuple(tensor.shape for tensor in subject.inputs)
-    is_batched = subject.max_rows > 0
-    if any(-1 in shape[is_batched:] for shape in shapes):
-        shapes = seen
-    if not shapes or not is_batched:
-        return {1: shapes} if shapes else {}
-    return {
-        rows: tuple((rows, *shape[1:]) if shape else () for shape in shapes)
-        for rows in batch_sizes(subject.max_rows)
-    }
 
 
 def _table(plain: list[Any]) -> dict[Allocation, Measured]:

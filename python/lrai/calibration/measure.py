@@ -2,18 +2,23 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Final
 
 from lrai.actors.actor import Actor
-from lrai.actors.messages import ActorSpec, TrialMessage, TrialResult
+from lrai.actors.messages import ActorSpec
 from lrai.actors.supervisor import Supervisor
+from lrai.actors.trial_messages import TrialMessage, TrialResult
 from lrai.backends.base import Padding
 from lrai.core.model import Allocation
+from lrai.core.plain import from_plain
+from lrai.errors import ModelLoadError
 from lrai.scheduler.allocation import Measured, Point
 
 _SECONDS: Final = 0.15
+# A trial runs only when nobody else does, which may be never.
+_PATIENCE_S: Final = 20.0
 # Larger batches are not measured when they would take longer.
 _LONGEST_S: Final = 0.25
 # Share of the time that a trial may have waited for processors: beyond, others were measured too.
@@ -80,10 +85,31 @@ async def _trials(
         await asyncio.gather(*(asyncio.shield(actor.gone) for actor in actors))
 
 
-async def _run(actors: Sequence[Actor], shapes: Shapes) -> TrialResult:
+async def ask(trial: Actor, asked: TrialMessage) -> TrialResult:
+    """Have a trial run batches of one size.
+
+    Raises `ModelLoadError` if it dies or the model fails, `TimeoutError` if it gets nowhere.
+    """
+    trial.measured = asyncio.get_running_loop().create_future()
+    with suppress(OSError):  # Its end tells why.
+        trial.link.send(asked.encode())
+    waiting = (trial.measured, trial.gone)
+    await asyncio.wait(waiting, timeout=_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+    if trial.gone.done():
+        end = trial.gone.result()
+        raise ModelLoadError(f"its process {end.words}", hint=end.hint)
+    if not trial.measured.done():
+        raise TimeoutError
+    result = from_plain(TrialResult, trial.measured.result())
+    if result.error:
+        raise ModelLoadError(f"it refuses made-up inputs: {result.error}")
+    return result
+
+
+async def _run(trials: Sequence[Actor], shapes: Shapes) -> TrialResult:
     """Have all run at once; return the means of their times, and the most of the rest."""
     asked = TrialMessage(shapes, _SECONDS)
-    results = await asyncio.gather(*(actor.measure(asked) for actor in actors))
+    results = await asyncio.gather(*(ask(trial, asked) for trial in trials))
     return TrialResult(
         batch_s=sum(one.batch_s for one in results) / len(results),
         cpu_s=sum(one.cpu_s for one in results) / len(results),
