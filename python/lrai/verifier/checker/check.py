@@ -100,5 +100,5 @@ def _with_conditions(graph: Graph, outputs: Slots, tree: Tree) -> Graph:
     slots = np.concatenate([outputs, ONE + 1 + np.arange(graph.inputs), [ONE]])
     weights = np.column_stack([tree["rows"], -tree["offset"]])
     rows, places = np.indices(weights.shape)
-    whole.linear((rows, slots[places], weights), tree["claim"].shape, 0)
+    whole.linear((rows, slots[places], weights), tree["claim"].shape)
     return whole
