@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from lrai.verifier.checker.bounds import Bounds
-from lrai.verifier.checker.certificate import Archive, Tree
 from lrai.verifier.checker.graph import ONE, Graph, RefusedError, Slots
-from lrai.verifier.checker.leaves import Leaves
+from lrai.verifier.checker.leaves import Archive, Leaves, Tree
 from lrai.verifier.checker.model import read_models
 from lrai.verifier.checker.vnnlib import Query, unpack
 

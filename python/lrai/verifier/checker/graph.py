@@ -39,8 +39,8 @@ class Linear:
     """Roundings on the way of one term when deployed; 0: computed without any."""
     noise: Array
     """An unknown value of at most this size is added."""
-    elements: tuple[Any, Any, Any]
-    """Rows, slots and weights of its matrix."""
+    elements: Array
+    """`(3, E)`: rows, slots and weights of its matrix."""
 
 
 @dataclass(frozen=True)
@@ -83,31 +83,28 @@ class Graph:
         self, elements: Any, shape: tuple[int, ...], *, rounds: bool = False, noise: Any = 0.0
     ) -> Value:
         """Append a map, given by the elements of its matrix: output, slot and weight of each."""
-        rows, slots, weights = (np.ravel(part) for part in elements)
-        if not np.isfinite(weights).all():
+        matrix = np.stack([np.ravel(part) for part in elements])
+        if not np.isfinite(matrix).all():
             raise RefusedError("the model has weights that are not finite")
-        is_one, last = slots == ONE, self.operations[-1] if self.operations else None
+        is_one, last = matrix[1] == ONE, self.operations[-1] if self.operations else None
         if isinstance(last, Linear) and last.terms and rounds:
-            rest, out = (
-                np.stack([rows, slots, weights])[:, ~is_one],
-                np.arange(self.slots)[last.out],
-            )
-            if np.array_equal(rest, [out - out[0], out, np.ones(out.size)]):
+            before = np.arange(self.slots)[last.out]
+            if np.array_equal(
+                matrix[:, ~is_one], [before - before[0], before, np.ones(len(before))]
+            ):
                 # A bias behind a sum belongs to it; what else uses the sum finds it as it was.
-                pairs = zip(last.elements, (rows, slots, weights), strict=True)
-                rows, slots, weights = (np.append(one, other[is_one]) for one, other in pairs)
-        elements, is_used = (rows, slots, weights), weights != 0
-        rows, weights = rows[is_used], weights[is_used]
-        inputs, columns = np.unique(slots[is_used], return_inverse=True)
-        noise, made = np.broadcast_to(noise, shape).ravel(), self.new(shape)
+                matrix = np.append(last.elements, matrix[:, is_one], axis=1)
+        matrix = matrix[:, matrix[2] != 0]
+        weights, (rows, slots) = matrix[2], matrix[:2].astype(np.intp)
+        inputs, columns = np.unique(slots, return_inverse=True)
+        noise, out = np.broadcast_to(noise, shape).ravel(), self.new(shape)
         ahead = rows, columns, noise.size, inputs.size
         back = _matrix(weights, columns, rows, inputs.size, noise.size)
         maps = _matrix(weights, *ahead), _matrix(np.abs(weights), *ahead), back
         terms = (_ROUNDINGS + int(np.bincount(rows, minlength=1).max())) * rounds
-        self.operations.append(
-            Linear(_run(made.slots), _run(inputs), *maps, terms, noise, elements)
-        )
-        return made
+        made = Linear(_run(out.slots), _run(inputs), *maps, terms, noise, matrix)
+        self.operations.append(made)
+        return out
 
     def combine(self, *parts: tuple[Any, Any], rounds: bool = False, noise: Any = 0.0) -> Value:
         """The sum of `factor * value`, element by element; a value may be an array of constants."""
