@@ -256,6 +256,8 @@ def test_deployed_values_never_leave_the_bounds(bench, name, radius):
         [n("QuantizeLinear", "x s", "y", block_size=2)],
         [n("BatchNormalization", "x t t t t", "y", training_mode=1)],
         [n("Dropout", "x s r", "y")],
+        [n("Reshape", "x i", "h"), n("MaxPool", "h", "y", kernel_shape=[1, 1], pads=[1, 1, 1, 1])],
+        [n("Reshape", "x i", "h"), n("MaxPool", "h", "y", kernel_shape=[2, 2], ceil_mode=1)],
     ],
 )
 def test_what_the_checker_does_not_know_is_refused_by_name(bench, nodes):
@@ -263,6 +265,7 @@ def test_what_the_checker_does_not_know_is_refused_by_name(bench, nodes):
         "s": F(0.1),
         "t": weights(3),
         "z": np.array([7]),
+        "i": np.array([1, 1, 2, 3]),
         "p": np.array([0, 1, 0, 1]),
         "r": np.array(True),
     }

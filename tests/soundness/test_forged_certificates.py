@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from lrai.verifier.checker import certificate, check
+from lrai.verifier.checker import check, leaves
 from lrai.verifier.instance import Instance, solve
 
 KINDS = {
@@ -239,7 +239,7 @@ def test_a_file_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(
     proved, tmp_path, monkeypatch
 ):
     path, model, subject, _ = proved
-    monkeypatch.setattr(certificate, "_MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(leaves, "_MAX_BYTES", 1 << 20)
     proof = Proof(path)
     proof.parts["0/at"] = bytes(1 << 24)
     proof.write(tmp_path / "bomb")

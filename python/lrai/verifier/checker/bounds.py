@@ -95,7 +95,7 @@ class Bounds:
         if form.size:
             axes, form[:, 0, known] = np.arange(columns), (low[:, known] + high[:, known]) / 2
             form[:, 1 + axes, ONE + 1 + axes] = (box[1] - box[0]) / 2
-        for index, one in enumerate(self.graph.operations):
+        for one in self.graph.operations:
             if isinstance(one, Linear):
                 self._sum(state, one)
                 continue
@@ -103,8 +103,8 @@ class Bounds:
             if around is not None:
                 np.maximum(low, around.lower[:, one.inputs], out=low)
                 np.minimum(high, around.upper[:, one.inputs], out=high)
-            # Intervals are exact after one sum of inputs.
-            if index > 1:
+            # Before the first Relu nothing is bent.
+            if state.above.any():
                 self._tighten(state, one, slopes)
             self._bend(state, one, signs[:, one.neurons])
         if not all(np.isfinite(part).all() for part in vars(state).values()):
@@ -201,12 +201,7 @@ class Bounds:
                 below = np.where(is_given, self._slopes[slopes, one.neurons] / 255.0, below)
             least = np.minimum(part, 0)
             total += np.einsum("rn,rn->r", least, constant)
-            # In place, which costs half the time.
-            found = part - least
-            found *= below
-            least *= above
-            found += least
-            rows[:, one.inputs] += found
+            rows[:, one.inputs] += (part - least) * below + least * above
         known = slice(0, self.inputs.stop)
         part = rows[:, known]
         low, high = (side[:, known].take(regions, axis=0) for side in (state.lower, state.upper))

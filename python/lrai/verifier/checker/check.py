@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from lrai.verifier.checker.bounds import Bounds
-from lrai.verifier.checker.certificate import Archive, Tree
 from lrai.verifier.checker.graph import ONE, Graph, RefusedError, Slots
-from lrai.verifier.checker.leaves import Leaves
+from lrai.verifier.checker.leaves import Archive, Leaves, Tree
 from lrai.verifier.checker.model import read_models
 from lrai.verifier.checker.vnnlib import Query, unpack
 
@@ -100,5 +99,5 @@ def _with_conditions(graph: Graph, outputs: Slots, tree: Tree) -> Graph:
     slots = np.concatenate([outputs, ONE + 1 + np.arange(graph.inputs), [ONE]])
     weights = np.column_stack([tree["rows"], -tree["offset"]])
     rows, places = np.indices(weights.shape)
-    whole.linear((rows, slots[places], weights), tree["claim"].shape, 0)
+    whole.linear((rows, slots[places], weights), tree["claim"].shape)
     return whole

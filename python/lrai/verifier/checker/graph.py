@@ -15,6 +15,8 @@ Array = NDArray[np.float64]
 Slots = NDArray[np.intp]
 Map = Callable[[Array], Array]
 ONE: Final = 0
+_ROUNDINGS: Final = 10
+"""Of a term beyond those of its sum; runtimes may fold some factors into weights."""
 
 
 class RefusedError(Exception):
@@ -37,6 +39,8 @@ class Linear:
     """Roundings on the way of one term when deployed; 0: computed without any."""
     noise: Array
     """An unknown value of at most this size is added."""
+    elements: Array
+    """`(3, E)`: rows, slots and weights of its matrix."""
 
 
 @dataclass(frozen=True)
@@ -76,30 +80,39 @@ class Graph:
         return Value(np.arange(first, self.slots).reshape(shape))
 
     def linear(
-        self, elements: tuple[Any, Any, Any], shape: tuple[int, ...], terms: int, noise: Any = 0.0
+        self, elements: Any, shape: tuple[int, ...], *, rounds: bool = False, noise: Any = 0.0
     ) -> Value:
         """Append a map, given by the elements of its matrix: output, slot and weight of each."""
-        rows, slots, weights = (np.ravel(part) for part in elements)
-        if not np.isfinite(weights).all():
+        matrix = np.stack([np.ravel(part) for part in elements])
+        if not np.isfinite(matrix).all():
             raise RefusedError("the model has weights that are not finite")
-        is_used = weights != 0
-        rows, weights = rows[is_used], weights[is_used]
-        inputs, columns = np.unique(slots[is_used], return_inverse=True)
+        is_one, last = matrix[1] == ONE, self.operations[-1] if self.operations else None
+        if isinstance(last, Linear) and last.terms and rounds:
+            before = np.arange(self.slots)[last.out]
+            if np.array_equal(
+                matrix[:, ~is_one], [before - before[0], before, np.ones(len(before))]
+            ):
+                # A bias behind a sum belongs to it; what else uses the sum finds it as it was.
+                matrix = np.append(last.elements, matrix[:, is_one], axis=1)
+        matrix = matrix[:, matrix[2] != 0]
+        weights, (rows, slots) = matrix[2], matrix[:2].astype(np.intp)
+        inputs, columns = np.unique(slots, return_inverse=True)
         noise, out = np.broadcast_to(noise, shape).ravel(), self.new(shape)
         ahead = rows, columns, noise.size, inputs.size
         back = _matrix(weights, columns, rows, inputs.size, noise.size)
         maps = _matrix(weights, *ahead), _matrix(np.abs(weights), *ahead), back
-        terms += int(np.bincount(rows, minlength=1).max()) * (terms > 0)
-        self.operations.append(Linear(_run(out.slots), _run(inputs), *maps, terms, noise))
+        terms = (_ROUNDINGS + int(np.bincount(rows, minlength=1).max())) * rounds
+        made = Linear(_run(out.slots), _run(inputs), *maps, terms, noise, matrix)
+        self.operations.append(made)
         return out
 
-    def combine(self, *parts: tuple[Any, Any], terms: int = 0, noise: Any = 0.0) -> Value:
+    def combine(self, *parts: tuple[Any, Any], rounds: bool = False, noise: Any = 0.0) -> Value:
         """The sum of `factor * value`, element by element; a value may be an array of constants."""
         pairs = [(f, x.slots) if isinstance(x, Value) else (f * x, ONE) for f, x in parts]
         flat = np.broadcast_arrays(*(one for pair in pairs for one in pair))
         weights, slots, shape = np.stack(flat[::2]), np.stack(flat[1::2]), flat[0].shape
         rows = np.broadcast_to(np.arange(flat[0].size).reshape(shape), weights.shape)
-        return self.linear((rows, slots, weights), shape, terms, noise)
+        return self.linear((rows, slots, weights), shape, rounds=rounds, noise=noise)
 
     def relu(self, x: Value, is_hidden: bool = False) -> Value:
         """Append max(x, 0)."""

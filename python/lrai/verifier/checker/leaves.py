@@ -1,18 +1,81 @@
-"""The leaves of a tree: where its splits lead, and whether bounds close them."""
+"""What a certificate says, where the splits of its trees lead, and whether bounds close the leaves.
 
+`lrai.verifier.certificate` tells the format. The file is taken to be hostile: its size is bounded
+before anything is unpacked, and arrays are plain numbers of a known kind. A wrong index fails where
+it is used; a wrong number proves nothing.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from lrai.verifier.checker.bounds import ROW_ELEMENTS, Bounds, State
-from lrai.verifier.checker.certificate import Tree
 from lrai.verifier.checker.exact import ask
-from lrai.verifier.checker.graph import Array, RefusedError
+from lrai.verifier.checker.graph import Array, Graph, RefusedError
 
-_MAX_ROUNDS: Final = 12
+_FORMAT: Final = "lrai-certificate-3"
+_MAX_BYTES: Final = 1 << 29
+_ARRAYS: Final = {
+    **dict.fromkeys(("box", "rows", "offset", "at", "weights"), "<f8"),
+    **dict.fromkeys(("claim", "slope", "tables", "table"), "<u4"),
+    "axis": "<i4",
+    "betas": "<f4",
+    "slopes": "u1",
+}
+Tree = dict[str, Any]
+"""The arrays of one tree by name."""
 _MAX_HALVES: Final = 4
 """Halves for each leaf of a tree, beyond a thousand."""
+
+
+class Archive:
+    """An opened certificate: `header`, and the trees one at a time.
+
+    Where the file is wrong the error is a RefusedError, or whatever reading it causes.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        """Open the bytes of a file."""
+        if hashlib.sha256(content[:-64]).hexdigest().encode() != content[-64:]:
+            raise RefusedError("the file is no certificate, or it was damaged")
+        self._archive = zipfile.ZipFile(io.BytesIO(content))
+        if sum(part.file_size for part in self._archive.infolist()) > _MAX_BYTES:
+            raise RefusedError(f"the certificate unpacks to more than {_MAX_BYTES} bytes")
+        self.header: dict[str, Any] = json.loads(self._archive.read("header.json"))
+        count = 1 + len(_ARRAYS) * self.header["trees"]
+        if self.header["format"] != _FORMAT or len(self._archive.namelist()) != count:
+            raise RefusedError("the certificate has another format, or other parts than it tells")
+
+    def tree(self, index: int, graph: Graph, outputs: int) -> Tree:
+        """Read a tree for a graph, and look through it."""
+        tree: Tree = {}
+        for name, kind in _ARRAYS.items():
+            tree[name] = np.frombuffer(self._archive.read(f"{index}/{name}"), kind)
+        inputs, leaves = graph.inputs, np.count_nonzero(tree["axis"] == -1)
+        conditions, claims = tree["offset"].size, int(tree["claim"].max()) + 1
+        tree["claim"] = tree["claim"].reshape(conditions)
+        tree["box"] = tree["box"].reshape(2, inputs)
+        tree["rows"] = tree["rows"].reshape(conditions, inputs + outputs)
+        tree["weights"] = tree["weights"].reshape(leaves, conditions)
+        tree["slope"] = tree["slope"].reshape(leaves, claims)
+        tree["betas"] = tree["betas"].reshape(leaves, claims, -1)
+        tree["slopes"] = _rows(tree["slopes"], len(graph.hidden), 0)
+        tree["tables"] = _rows(tree["tables"], 2 * len(graph.hidden), len(tree["slopes"]) - 1)
+        is_allowed = [((tree[x] >= 0) & (tree[x] < np.inf)).all() for x in ("weights", "betas")]
+        if not all(is_allowed) or tree["slope"].max() >= len(tree["slopes"]):
+            raise RefusedError(f"tree {index} has a number that is not allowed")
+        return tree
+
+
+def _rows(array: Any, width: int, last: int) -> Any:
+    """An array as rows, and behind them one for what none of them is meant for."""
+    rows = array.reshape(-1, max(width, 1))[:, :width]
+    return np.append(rows, np.full((1, width), last, array.dtype), axis=0)
 
 
 @dataclass(frozen=True)
@@ -73,11 +136,11 @@ class Leaves:
         if "sat" in answers or any(answer != "unsat" for answer in answers[: len(exact)]):
             raise RefusedError("Z3 does not close a leaf of a tree")
         step = max(ROW_ELEMENTS // self._bounds.graph.slots // self._tree["slope"].shape[1], 1)
-        count, rounds = 1000 + _MAX_HALVES * len(rest), _MAX_ROUNDS
-        while rest and count > 0 and rounds > 0:
+        count = 1000 + _MAX_HALVES * len(rest)
+        while rest and count > 0:
             parts = [rest[start : start + step] for start in range(0, len(rest), step)]
             rest = [half for part in parts for half in self._close(part)]
-            count, rounds = count - len(rest), rounds - 1
+            count -= len(rest)
         if rest:
             raise RefusedError(f"the bound does not close leaf {rest[0].origin} of a tree")
         return answers[len(exact) :].count("unsat")

@@ -23,11 +23,9 @@ _MOVES: Final = {
 _FOLDED: Final = _MOVES | {"Add", "Cast", "Constant", "DequantizeLinear", "Div", "Mul", "Sub"}
 _SUMS: Final = ("Add", "Sub", "Sum")
 _LINEAR: Final = {
-    **dict.fromkeys(("AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum"), 6),
-    **dict.fromkeys(("Conv", "Gemm", "MatMul"), 6),
-    **{"BatchNormalization": 8, "Div": 1, "Mul": 1, "Neg": 0} | dict.fromkeys(_SUMS, 1),
+    *("AveragePool", "BatchNormalization", "Conv", "Div", "Gemm", "GlobalAveragePool", "MatMul"),
+    *("Mul", "Neg", "ReduceMean", "ReduceSum", *_SUMS),
 }
-"""Roundings of a term beyond those of its sum; runtimes may fold some factors into weights."""
 _SLACK: Final = 2.0**-20
 _CHUNK: Final = 1 << 20
 
@@ -105,7 +103,7 @@ def _read_node(graph: Graph, node: Any, opset: int, arguments: list[Any]) -> Seq
         return moved if kind == "Shape" else [Value(one, is_quantised) for one in moved]
     is_either = kind in _SUMS or (len(values) == 1 and kind in ("MatMul", "Mul"))
     if kind in _LINEAR and (is_first_alone or is_either):
-        return [graph.linear(*_elements(run, arguments, kind), _LINEAR[kind])]
+        return [graph.linear(*_elements(run, arguments, kind), rounds=True)]
     return [_BENT[kind](graph, found, *arguments)]
 
 
@@ -205,23 +203,23 @@ def _quantize(graph: Graph, found: Any, x: Value, scale: Any, zero: Any = None) 
 
 def _dequantize(graph: Graph, found: Any, x: Value, scale: Any, zero: Any = None) -> Value:
     step, shift, _ = _quantisation(found, x, scale, zero)
-    return graph.combine((step, x), (-step, shift), terms=2)
+    return graph.combine((step, x), (-step, shift), rounds=True)
 
 
-def _bend(graph: Graph, x: Value, below: Any, above: Any, terms: int) -> Value:
-    return graph.combine((below, x), (above - below, graph.relu(x)), terms=terms)
+def _bend(graph: Graph, x: Value, below: Any, above: Any, *, rounds: bool = True) -> Value:
+    return graph.combine((below, x), (above - below, graph.relu(x)), rounds=rounds)
 
 
 _BENT: Final[dict[str, Callable[..., Value]]] = {
-    "Abs": lambda graph, _, x: _bend(graph, x, -1.0, 1.0, 0),
+    "Abs": lambda graph, _, x: _bend(graph, x, -1.0, 1.0, rounds=False),
     "Clip": _clip,
     "DequantizeLinear": _dequantize,
     "Dropout": lambda _graph, _, x, _ratio=None: Value(x.slots),
-    "LeakyRelu": lambda graph, found, x: _bend(graph, x, found.get("alpha", 0.01), 1.0, 2),
+    "LeakyRelu": lambda graph, found, x: _bend(graph, x, found.get("alpha", 0.01), 1.0),
     "Max": lambda graph, _, *parts: _extreme(graph, 1.0, *parts),
     "MaxPool": _max_pool,
     "Min": lambda graph, _, *parts: _extreme(graph, -1.0, *parts),
-    "PRelu": lambda graph, _, x, slope: _bend(graph, x, slope, 1.0, 2),
+    "PRelu": lambda graph, _, x, slope: _bend(graph, x, slope, 1.0),
     "QuantizeLinear": _quantize,
     "Relu": lambda graph, _, x: graph.relu(x, is_hidden=True),
 }
