@@ -12,10 +12,10 @@ from lrai.verifier.regions import Index
 from lrai.verifier.relu_bounds import Region, ReluBox, Signs
 from lrai.verifier.slope_ascent import MARGIN, Ascended
 
-_SHARE: Final = 0.1
-"""Of all time, for programs that close nothing."""
-_PAYS: Final = 8
-"""Who closes one region in so many saves time: a split would cost more than so many programs."""
+_EVERY: Final = 4
+"""Levels of a tree of which one has programs in any case: regions far down may all be empty."""
+_SAVED: Final = 2
+"""Regions that nobody has to look at, at least, where a program closes one."""
 
 
 class ProgramBounds:
@@ -24,16 +24,19 @@ class ProgramBounds:
     def __init__(self, box: ReluBox) -> None:
         """Prepare for a box whose network is `is_supported`."""
         self._box, self._program = box, LinearProgram(box)
-        self._spent_s, self._tried, self._closed = 0.0, 0, 0
+        self._spent_s, self._closed = 0.0, 0
 
     @staticmethod
     def of(box: ReluBox) -> "ProgramBounds | None":
         """The same; None for other networks."""
         return ProgramBounds(box) if is_supported(box.bounds.graph) else None
 
-    def pays(self, all_s: float) -> bool:
-        """Whether to try the next region, after so many seconds of the whole search."""
-        return self._spent_s < _SHARE * all_s or self._closed * _PAYS > self._tried
+    def pays(self, depth: int, each_s: float) -> bool:
+        """Whether to try a region, where the search takes so many seconds for each region.
+
+        Programs are used wherever those before have saved more time than they took.
+        """
+        return depth % _EVERY == 0 or self._spent_s < _SAVED * self._closed * each_s
 
     def improve(self, region: Region, signs: Signs, weights: Array, found: Ascended) -> Array:
         """Improve claim after claim in `found`, the worst first, until one stays open.
@@ -58,7 +61,6 @@ class ProgramBounds:
             if bound > least:
                 _take(found, claims, bound, proposal)
                 weights = given
-        self._tried += 1
         self._closed += bool(found.bound.min() > MARGIN)
         self._spent_s += time.perf_counter() - start
         return weights

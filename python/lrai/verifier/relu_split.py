@@ -180,15 +180,14 @@ class ReluSplit:
         region = Region(one.boxes, {})
         found = self._bound(self._box, region, one, _QUICK)
         neurons: Index = np.zeros(0, np.intp)
-        weights = self._weights
-        if found.bound.min() <= MARGIN and self._program and self._program.pays(self._spent_s):
-            weights = self._program.improve(region, one.signs, self._weights, found)
+        weights = self._programmed(one, region, found)
         if found.bound.min() <= MARGIN:
             rows, worst = self._traced(region, one.signs, found)
             self._box.trace(region, self._levels(one.table))
             neurons = candidates(self._box, region, rows, _CANDIDATES)
             if not len(neurons):
                 found = self._bound(self._box, region, self._moved(one, found), _LONG)
+                weights = self._programmed(one, region, found, is_last=True)
             else:
                 self._seen = [*self._seen[-7:], found.x[worst]]
                 witness = self._ask(found.x[found.bound <= MARGIN], confirm)
@@ -202,6 +201,17 @@ class ReluSplit:
         else:
             self._split(moved, neurons, np.flatnonzero(found.bound <= MARGIN))
         return None
+
+    def _programmed(
+        self, one: _Open, region: Region, found: Ascended, *, is_last: bool = False
+    ) -> Array:
+        """Improve `found` by linear programs where that pays; the weights with which it holds."""
+        program, each_s = self._program, self._spent_s / self.boxes
+        if program is None or found.bound.min() > MARGIN:
+            return self._weights
+        if not is_last and not program.pays(len(one.path), each_s):
+            return self._weights
+        return program.improve(region, one.signs, self._weights, found)
 
     def _adapted(self, one: _Open) -> _Open:
         """The region with levels of its own, for itself and all regions in it, if they help.

@@ -160,7 +160,8 @@ def test_a_program_closes_what_default_slopes_do_not(bench, monkeypatch):
     monkeypatch.setattr(relu_split, "_QUICK", Steps(1))
     boxes = []
     for is_used in (True, False):
-        monkeypatch.setattr(ProgramBounds, "pays", lambda *_, is_used=is_used: is_used)
+        if not is_used:
+            monkeypatch.setattr(ProgramBounds, "of", lambda _: None)
         split = ReluSplit(bench.network, subject.cases, "float32")
         while split.open:
             assert split.step(lambda *_: None) is None
@@ -225,15 +226,17 @@ def test_wrong_duals_prove_nothing(bench, monkeypatch):
         assert found.bound[0] == before
 
 
-def test_it_is_tried_less_where_it_closes_nothing(bench):
+def test_it_is_tried_everywhere_only_while_it_saves_time(bench, monkeypatch):
     _, subject = bench.ask(100)
     box = bench.box(subject)
     signs = np.zeros(box.hidden, np.int8)
     region, bounds = box.region(signs), ProgramBounds(box)
-    assert bounds.pays(1e-6)
     bounds.improve(region, signs, np.ones((1, 1)), ascent(box, region, signs, Steps(1)))
-    assert not bounds.pays(1e-6)
-    assert bounds.pays(1e6)
+    assert [depth for depth in range(9) if bounds.pays(depth, 1e6)] == [0, 4, 8]
+    monkeypatch.setattr(ProgramBounds, "_bound", lambda *_: 1.0)
+    bounds.improve(region, signs, np.ones((1, 1)), ascent(box, region, signs, Steps(1)))
+    assert all(bounds.pays(depth, 1e6) for depth in range(9))
+    assert not bounds.pays(1, 0.0)
 
 
 def test_other_networks_go_without(tmp_path):
