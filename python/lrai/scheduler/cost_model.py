@@ -27,6 +27,10 @@ _CERTAINTY: Final = 0.7
 _KNOWN: Final = 8.0
 # What is left of a bucket's weight after a tick.
 _FADE: Final = 0.95
+# So far from the others, in standard deviations, a batch was held up; rarer ones are no rule.
+_HELD_UP: Final = 6.0
+_LEAST_SHARE: Final = 1 / 4000
+_HELD_UP_FADE: Final = 0.995
 _EXACT_ROWS: Final = 16
 # Few batches that were held up for long make the spread of all as large as one likes.
 _MOST_SPREAD: Final = 64.0
@@ -109,6 +113,8 @@ class _Curve:
         self.table_s: list[float] = []
         self.busy_s = self.rows = 0.0
         """Of late; both fade at the same rate."""
+        self.batches = self.held_up = self.held_up_s = 0.0
+        """Of late: batches, how many of them were held up, and for how long in all."""
         self._knots: list[tuple[float, float]] = []
 
     def fit(self, now_s: float, max_rows: int) -> None:
@@ -165,30 +171,35 @@ class _Curve:
     def add(self, samples: Sequence[ServiceSample], now_s: float) -> bool:
         """Lay batches aside; return whether they are new or unlike others of their size."""
         took_s = expected_s = chance_s2 = known = 0.0
-        touched, cells = [], self.cells
-        for sample in samples:
-            cell = cells.get(_cell_of(sample.rows))
+        touched, find, square = [], self.cells.get, self.noise * self.noise
+        for _, rows, batches, sum_s, sum_squares_s2 in samples:
+            cell = find(rows if rows <= _EXACT_ROWS else _cell_of(rows))
             touched.append(cell)
-            self.busy_s += sample.sum_s
-            self.rows += sample.batches * sample.rows
-            if cell is not None and cell.weight >= _KNOWN:
-                batches, mean_s = sample.batches, sample.sum_s / sample.batches
-                spread_s2 = max(0.0, sample.sum_squares_s2 / batches - mean_s * mean_s)
-                usual_s = cell.typical_s
-                known += batches
-                took_s += batches * _typical(mean_s, spread_s2)
-                expected_s += batches * usual_s
-                chance_s2 += batches * usual_s * usual_s
+            self.busy_s += sum_s
+            self.rows += batches * rows
+            if cell is None or cell.weight < _KNOWN:
+                continue
+            usual_s, mean_s = cell.typical_s, sum_s / batches
+            spread_s2 = max(0.0, sum_squares_s2 - mean_s * sum_s)
+            usual_s2 = usual_s * usual_s
+            known += batches
+            took_s += sum_s / sqrt(1 + min(spread_s2 / (mean_s * sum_s), _MOST_SPREAD))
+            expected_s += batches * usual_s
+            chance_s2 += batches * usual_s2
+            if spread_s2 > (_HELD_UP * _HELD_UP + batches) * square * usual_s2:
+                self.held_up += 1
+                self.held_up_s += sqrt(spread_s2 - batches * square * usual_s2)
+        self.batches += known
         chance_s = 3 * self.noise * sqrt(chance_s2)
         gap_s = abs(took_s - expected_s)
         is_odd = known >= _KNOWN and gap_s > _SURPRISE * expected_s + chance_s
         if is_odd:
             # Whatever slowed or sped these batches did the same to those that were not run.
-            for one in cells.values():
+            for one in self.cells.values():
                 one.learn(now_s)
                 one.scale(took_s / expected_s)
         for sample, cell in zip(samples, touched, strict=True):
-            (cell or cells.setdefault(_cell_of(sample.rows), _Cell())).add(sample)
+            (cell or self.cells.setdefault(_cell_of(sample.rows), _Cell())).add(sample)
         return is_odd or None in touched
 
     def doubt_s(self, rows: int) -> float:
@@ -229,6 +240,9 @@ class ServiceModel:
         for curve in self._curves.values():
             curve.busy_s *= _FADE
             curve.rows *= _FADE
+            curve.batches *= _HELD_UP_FADE
+            curve.held_up *= _HELD_UP_FADE
+            curve.held_up_s *= _HELD_UP_FADE
         for edge, group in by_edge.items():
             curve = self._curves.setdefault(edge, _Curve())
             if curve.add(group, now_s):
@@ -258,6 +272,12 @@ class ServiceModel:
     def noise(self, edge: int = 0) -> float:
         """Return the standard deviation of one batch, relative to its mean."""
         return self._curves[edge].noise
+
+    def held_up_s(self, edge: int = 0) -> float:
+        """Return for how long batches are held up now and then; 0 = hardly ever."""
+        curve = self._curves[edge]
+        is_rule = curve.held_up > max(1.0, _LEAST_SHARE * curve.batches)
+        return curve.held_up_s / curve.held_up if is_rule else 0.0
 
     def table_s(self, edge: int = 0) -> list[float]:
         """Return the expected time by rows, from 0 (which takes none) to `max_rows`."""

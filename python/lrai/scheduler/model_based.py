@@ -12,10 +12,15 @@ from lrai.scheduler.observation import Observation
 from lrai.scheduler.plan import Load, Plan, choose
 from lrai.scheduler.policy import Policy, Target
 
-# A larger batch must be worth so much per row.
+# A larger batch must be worth so much per row; a lone row is also sooner done.
 _WORTH: Final = 0.03
+_WORTH_OF_TWO: Final = 0.08
 # So many standard deviations of a batch's time are kept before the deadline.
-_SURE: Final = 3.0
+_SURE: Final = 2.0
+# And so much of the goal at most for batches that are held up now and then.
+_MOST_HELD_UP: Final = 0.3
+# Where so many are refused it is no crowd that passes, and only full batches will do.
+_FLOODED: Final = 0.05
 _LEAST_SLACK: Final = 0.02
 _MOST_SLACK: Final = 0.2
 _MOST_NOISE: Final = 0.25
@@ -23,6 +28,8 @@ _MOST_NOISE: Final = 0.25
 _ALONE: Final = 1.5
 _DEAR: Final = 1.25
 _NEWS: Final = 0.1
+# So little changes no plan.
+_NEAR: Final = 0.03
 _REPLAN_S: Final = 1.0
 _PROBE_S: Final = 60.0
 # A full batch that is over so soon delays nobody, so a noisy look must not make it smaller.
@@ -47,10 +54,11 @@ class ModelBased(Policy):
         self.longest_s = 0.0
         """How long a batch may wait for more rows and still meet the goal."""
         self._knobs = Knobs()
-        self._cap = target.max_rows
+        self._cap = self._enough = target.max_rows
         self._planned_s = self._probed_s = float("-inf")
         self._planned_for: tuple[float, ...] = ()
-        self._late = 0.0
+        self._planned_with: tuple[float, ...] = ()
+        self._late = self._refused = 0.0
 
     def decide(self, seen: Observation) -> Knobs:
         """Learn from the tick; plan anew if what the plan rests on has changed."""
@@ -84,17 +92,22 @@ class ModelBased(Policy):
         )
 
     def _load(self) -> tuple[float, ...]:
+        kept = 1 + self.margin, 1.0 + self._is_flooded
         if self.arrivals.is_bursty:
-            return (1 + self.margin,)
-        return 1 + self.margin, self.arrivals.rows_per_request, self.arrivals.rate
+            return kept
+        return *kept, self.arrivals.rows_per_request, self.arrivals.rate
+
+    @property
+    def _is_flooded(self) -> bool:
+        return self._refused > _FLOODED
 
     def _replan(self, seen: Observation) -> None:
         self._planned_s, self._planned_for = seen.now_s, self._load()
         self.service.fit(seen.now_s)
         edge, share = self.service.busiest()
         table_s = self.service.table_s(edge)
-        self._cap = _cap(table_s, self.service.doubt_s(edge))
-        cap = self._cap
+        self._enough = _enough(table_s, self.service.doubt_s(edge), self._enough)
+        cap = self._cap = self._enough
         if self._probed_s == float("-inf"):
             self._probed_s = seen.now_s
         elif cap < self.target.max_rows and seen.now_s - self._probed_s >= _PROBE_S:
@@ -116,24 +129,41 @@ class ModelBased(Policy):
         slack_s = noise_s + _LEAST_SLACK * goal_s
         rates = [(weight, share * rate) for weight, rate in self.arrivals.rates()]
         load = Load(rates, group, table_s, min(noise, _MOST_NOISE), max(1, seen.replicas))
+        held_up_s = min(self.service.held_up_s(edge), _MOST_HELD_UP * goal_s)
         lone_s = table_s[min(cap, max(1, round(group)))]
         # The margin shortens waiting only: requests are not refused for what others made late.
-        self.longest_s = max(0.0, (1 - self.margin) * goal_s - lone_s - slack_s)
+        self.longest_s = max(0.0, (1 - self.margin) * goal_s - lone_s - slack_s - held_up_s)
         most = max(1, int(cap / group))
-        self.plan = choose(load, goal_s, self.longest_s, most, self.target.cpu_cost)
+        plan = self.plan = self._chosen(load, goal_s, most)
+        k = max(1, round(plan.k * group))
         self._knobs = Knobs(
-            k=min(cap, max(1, round(self.plan.k * group))),
+            k=cap if self._is_flooded else min(cap, k),
             cap=cap,
-            tau_s=self.plan.tau_s,
+            tau_s=plan.tau_s,
             slack_s=slack_s,
-            work_conserving=self.plan.k == 1,
+            work_conserving=plan.k == 1,
             goal_s=goal_s,
             service=self.service.points(),
         )
 
+    def _chosen(self, load: Load, goal_s: float, most: int) -> Plan:
+        """Return the plan for this load, or the last one if it was made for next to the same."""
+        table_s = load.table_s
+        known = (self.longest_s, float(most), load.noise + 1, load.rows_per_request)
+        known += (float(load.replicas), table_s[1], table_s[len(table_s) // 4], table_s[-1])
+        known += tuple(one for pair in load.rates for one in pair)
+        if self.plan is None or not _are_near(known, self._planned_with):
+            self._planned_with = known
+            return choose(load, goal_s, self.longest_s, most, self.target.cpu_cost)
+        return self.plan
+
     def _watch_lateness(self, seen: Observation) -> None:
         """Keep more of the goal free while more answers are late than the plan can explain."""
-        if self.target.goal_s is None or not seen.requests:
+        if self.target.goal_s is None or not (asked := seen.requests + seen.refused_late):
+            return
+        share = asked / (asked + 1000)
+        self._refused += share * (seen.refused_late / asked - self._refused)
+        if not seen.requests:
             return
         late = sum(seen.latency[bisect_left(seen.bounds_us, self.target.goal_s * 1e6) + 1 :])
         share = seen.requests / (seen.requests + 1000)
@@ -182,16 +212,26 @@ class ModelBased(Policy):
         self.margin = float(plain["margin"])
 
 
-def _cap(table_s: list[float], doubt_s: float) -> int:
+def _are_near(some: tuple[float, ...], others: tuple[float, ...]) -> bool:
+    return len(some) == len(others) and all(
+        abs(one - other) <= _NEAR * max(one, other)
+        for one, other in zip(some, others, strict=True)
+    )
+
+
+def _enough(table_s: list[float], doubt_s: float, former: int) -> int:
     """Return the fewest rows whose time per row is about as good as that of any batch.
 
     Powers of two up to a quarter of all rows, else all. What may be fixed for all that is known
-    counts as fixed: batches are made smaller on evidence.
+    counts as fixed: batches are made smaller on evidence, and larger again on evidence.
     """
-    best_s = min((time_s + doubt_s) / rows for rows, time_s in enumerate(table_s) if rows)
-    rows, most = 1, len(table_s) - 1
+    most = len(table_s) - 1
+    rows = 1
     while 4 * rows <= most:
-        if table_s[rows] + doubt_s <= (1 + _WORTH) * rows * best_s:
+        fixed_s = doubt_s if rows < former else 0.0
+        best_s = min((table_s[size] + fixed_s) / size for size in range(1, most + 1))
+        worth = _WORTH_OF_TWO if rows == 1 else _WORTH
+        if table_s[rows] + fixed_s <= (1 + worth) * rows * best_s:
             return rows
         rows *= 2
     return most
