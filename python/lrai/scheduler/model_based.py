@@ -28,6 +28,10 @@ _MOST_NOISE: Final = 0.25
 _ALONE: Final = 1.5
 _DEAR: Final = 1.25
 _NEWS: Final = 0.1
+# Batch sizes, evenly spread, that are compared.
+_LOOKS: Final = 16
+# So many batches in a tick teach enough for the next one, unless something is late.
+_PLENTY: Final = 50
 # So little changes no plan.
 _NEAR: Final = 0.03
 _REPLAN_S: Final = 1.0
@@ -59,11 +63,12 @@ class ModelBased(Policy):
         self._planned_for: tuple[float, ...] = ()
         self._planned_with: tuple[float, ...] = ()
         self._late = self._refused = 0.0
+        self._has_plenty = False
 
     def decide(self, seen: Observation) -> Knobs:
         """Learn from the tick; plan anew if what the plan rests on has changed."""
         self.arrivals.update(seen)
-        is_surprised = self.service.update(seen.service, seen.now_s)
+        is_surprised = self._learn(seen)
         if not self.service.edges:
             return self._knobs
         self._watch_lateness(seen)
@@ -76,6 +81,16 @@ class ModelBased(Policy):
             self._replan(seen)
         return self._knobs
 
+    def _learn(self, seen: Observation) -> bool:
+        """Take in the tick's batches, every other time where there are plenty and all is well."""
+        if self._has_plenty and not (seen.late or seen.refused_late):
+            self._has_plenty = False
+            return False
+        is_surprised = self.service.update(seen.service, seen.now_s)
+        batches = sum([one.batches for one in seen.service])
+        self._has_plenty = batches >= _PLENTY and not is_surprised
+        return is_surprised
+
     @property
     def is_reachable(self) -> bool | None:
         """Whether a lone row can be served within the goal; None = no goal, or not known yet."""
@@ -85,11 +100,7 @@ class ModelBased(Policy):
 
     def _has_news(self) -> bool:
         """Whether the load is another than the one planned for."""
-        now = self._load()
-        return len(now) != len(self._planned_for) or any(
-            abs(one - other) > _NEWS * max(one, other)
-            for one, other in zip(now, self._planned_for, strict=True)
-        )
+        return not _are_near(self._load(), self._planned_for, _NEWS)
 
     def _load(self) -> tuple[float, ...]:
         kept = 1 + self.margin, 1.0 + self._is_flooded
@@ -103,8 +114,9 @@ class ModelBased(Policy):
 
     def _replan(self, seen: Observation) -> None:
         self._planned_s, self._planned_for = seen.now_s, self._load()
+        self._has_plenty = False
         self.service.fit(seen.now_s)
-        edge, share = self.service.busiest()
+        edge, _ = self.service.busiest()
         table_s = self.service.table_s(edge)
         self._enough = _enough(table_s, self.service.doubt_s(edge), self._enough)
         cap = self._cap = self._enough
@@ -121,14 +133,20 @@ class ModelBased(Policy):
             if table_s[-1] < _QUICK_S:
                 cap = self._cap = self.target.max_rows
             self._knobs = Knobs(cap=cap)
-            return
-        cap = self._cap = _within(table_s, cap, goal_s)
+        else:
+            self._knobs = self._aimed(goal_s, _within(table_s, cap, goal_s), max(1, seen.replicas))
+
+    def _aimed(self, goal_s: float, cap: int, replicas: int) -> Knobs:
+        """Plan for the goal, with at most `cap` rows in a batch."""
+        self._cap = cap
+        edge, share = self.service.busiest()
+        table_s = self.service.table_s(edge)
         group, noise = self.arrivals.rows_per_request, self.service.noise(edge)
         # Not for sizes that are uncertain because they were never seen: then they never would be.
         noise_s = min(_SURE * noise * table_s[cap], _MOST_SLACK * goal_s)
         slack_s = noise_s + _LEAST_SLACK * goal_s
         rates = [(weight, share * rate) for weight, rate in self.arrivals.rates()]
-        load = Load(rates, group, table_s, min(noise, _MOST_NOISE), max(1, seen.replicas))
+        load = Load(rates, group, table_s, min(noise, _MOST_NOISE), replicas)
         held_up_s = min(self.service.held_up_s(edge), _MOST_HELD_UP * goal_s)
         lone_s = table_s[min(cap, max(1, round(group)))]
         # The margin shortens waiting only: requests are not refused for what others made late.
@@ -136,7 +154,7 @@ class ModelBased(Policy):
         most = max(1, int(cap / group))
         plan = self.plan = self._chosen(load, goal_s, most)
         k = max(1, round(plan.k * group))
-        self._knobs = Knobs(
+        return Knobs(
             k=cap if self._is_flooded else min(cap, k),
             cap=cap,
             tau_s=plan.tau_s,
@@ -149,10 +167,12 @@ class ModelBased(Policy):
     def _chosen(self, load: Load, goal_s: float, most: int) -> Plan:
         """Return the plan for this load, or the last one if it was made for next to the same."""
         table_s = load.table_s
-        known = (self.longest_s, float(most), load.noise + 1, load.rows_per_request)
-        known += (float(load.replicas), table_s[1], table_s[len(table_s) // 4], table_s[-1])
-        known += tuple(one for pair in load.rates for one in pair)
-        if self.plan is None or not _are_near(known, self._planned_with):
+        known = (
+            *(self.longest_s, float(most), load.noise + 1, load.rows_per_request, load.replicas),
+            *(table_s[1], table_s[len(table_s) // 4], table_s[-1]),
+            *(one for pair in load.rates for one in pair),
+        )
+        if self.plan is None or not _are_near(known, self._planned_with, _NEAR):
             self._planned_with = known
             return choose(load, goal_s, self.longest_s, most, self.target.cpu_cost)
         return self.plan
@@ -212,11 +232,13 @@ class ModelBased(Policy):
         self.margin = float(plain["margin"])
 
 
-def _are_near(some: tuple[float, ...], others: tuple[float, ...]) -> bool:
-    return len(some) == len(others) and all(
-        abs(one - other) <= _NEAR * max(one, other)
-        for one, other in zip(some, others, strict=True)
-    )
+def _are_near(some: tuple[float, ...], others: tuple[float, ...], share: float) -> bool:
+    if len(some) != len(others):
+        return False
+    for one, other in zip(some, others, strict=True):
+        if abs(one - other) > share * max(one, other):
+            return False
+    return True
 
 
 def _enough(table_s: list[float], doubt_s: float, former: int) -> int:
@@ -225,13 +247,14 @@ def _enough(table_s: list[float], doubt_s: float, former: int) -> int:
     Powers of two up to a quarter of all rows, else all. What may be fixed for all that is known
     counts as fixed: batches are made smaller on evidence, and larger again on evidence.
     """
-    most = len(table_s) - 1
-    rows = 1
+    rows, most = 1, len(table_s) - 1
+    sizes = (*range(1, most, 1 + most // _LOOKS), most)
+    best_s = min([table_s[size] / size for size in sizes])
+    doubted_s = min([(table_s[size] + doubt_s) / size for size in sizes])
     while 4 * rows <= most:
-        fixed_s = doubt_s if rows < former else 0.0
-        best_s = min((table_s[size] + fixed_s) / size for size in range(1, most + 1))
-        worth = _WORTH_OF_TWO if rows == 1 else _WORTH
-        if table_s[rows] + fixed_s <= (1 + worth) * rows * best_s:
+        worth = 1 + (_WORTH_OF_TWO if rows == 1 else _WORTH)
+        is_new = rows < former
+        if table_s[rows] + is_new * doubt_s <= worth * rows * (doubted_s if is_new else best_s):
             return rows
         rows *= 2
     return most
@@ -243,7 +266,7 @@ def _within(table_s: list[float], cap: int, goal_s: float) -> int:
     Where that would cost much capacity, batches may take most of the goal; at least 1.
     """
     two, one = (
-        max((rows for rows in range(1, cap + 1) if share * table_s[rows] <= goal_s), default=1)
+        next((rows for rows in range(cap, 1, -1) if share * table_s[rows] <= goal_s), 1)
         for share in (2.0, _ALONE)
     )
     return one if table_s[two] * one > _DEAR * table_s[one] * two else two
