@@ -12,9 +12,9 @@ from lrai.scheduler.observation import Observation
 from lrai.scheduler.plan import Load, Plan, choose
 from lrai.scheduler.policy import Policy, Target
 
-# A larger batch must be worth so much per row; a lone row is also sooner done.
+# A larger batch must be worth so much per row; that of a lone row also because it waits for none.
 _WORTH: Final = 0.03
-_WORTH_OF_TWO: Final = 0.08
+_WORTH_OF_TWO: Final = 0.1
 # So many standard deviations of a batch's time are kept before the deadline.
 _SURE: Final = 2.0
 # And so much of the goal at most for batches that are held up now and then.
