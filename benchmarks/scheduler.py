@@ -42,7 +42,10 @@ MISFIT_TRACES = {"poisson-0.05": 1.0, "poisson-0.2": 0.6, "mmpp": 0.6, "drift": 
 """And the share of the capacity that is left of them."""
 TUNING_SEED = 1000
 TRAINING_SEEDS = range(2000, 2010)
-POLICIES = ("one", "static-32", "static", "greedy", "fixed-delay", "aimd", "model-based", HINDSIGHT)
+HALF = "static-32, half"
+"""Not tuned: 32 rows or half of the goal."""
+TUNED = ("one", "static-32", "static", "greedy", "fixed-delay", "aimd", "model-based")
+POLICIES = (*TUNED[:2], HALF, *TUNED[2:], HINDSIGHT)
 # Student's two-sided 95% quantile by degrees of freedom.
 STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 HOW = f"""**Simulated, not measured on a server**: the waiting line and the control loop of the
@@ -51,8 +54,9 @@ CNN of 8 layers ({CNN}) are onnxruntime's on one core, and {HAND_OVER_US:g} us f
 and back are added; a batch varies by 5%, and 0.1% of the batches take 300 us more. At most 32
 rows, one replica, goal {MLP_GOAL_S * 1e3:g} ms (CNN: {CNN_GOAL_S * 1e3:g} ms). Cost is 20 x
 misses + busy + 0.2 x mean / goal, all without the first 10 s of each trace. Every policy is
-tuned on one seed and judged on others; hindsight is the best fixed setting for the very trace on
-which it is judged. Intervals are of the mean paired difference over the seeds (Student, 95%)."""
+tuned on one seed and judged on others, but "{HALF}" is not: it waits for 32 rows or half of the
+goal. Hindsight is the best fixed setting for the very trace on which it is judged. Intervals are
+of the mean paired difference over the seeds (Student, 95%)."""
 MISFITS = {
     "service": f"the service model is wrong: a step of {STEP_US:g} us at {STEP_ROWS} rows, and a"
     f" co-tenant that makes batches {SLOWDOWN:g} times as long for 0.2 s about once a second",
@@ -113,8 +117,8 @@ class Run:
         """All policies on one trace, seed by seed."""
         plain = Scene(service(MLP), MLP_GOAL_S)
         tuning = self.trace(name, plain, TUNING_SEED)
-        fixed = [policy for policy in POLICIES if policy != HINDSIGHT]
-        chosen = {policy: tuned(policy, tuning, plain) for policy in fixed}
+        chosen = {policy: tuned(policy, tuning, plain) for policy in TUNED}
+        chosen[HALF] = (f"k=32, tau={MLP_GOAL_S * 5e5:.0f} us", Static)
         found = []
         for seed in self.seeds:
             scene = dataclasses.replace(plain, seed=seed)
@@ -164,16 +168,29 @@ def goals(by_trace: dict[str, list[Judged]]) -> tuple[list[Goal], Table]:
             busy[least].mean <= -0.35 and slowest <= MLP_GOAL_S,
         ),
     ]
-    for name in ("drift", "mmpp"):
-        own, static = (misses(by_trace[name], policy) for policy in ("model-based", "static-32"))
-        text = f"misses at most a fifth of static 32's on {name}"
-        found.append(Goal(text, f"{own:.3%} and {static:.3%}", own <= static / 5))
+    found += [goal for name in ("drift", "mmpp") for goal in _against_static(name, by_trace[name])]
     others = [policy for policy in POLICIES if policy != "model-based"]
     rows = [
         [name, *(ratios(rows, "model-based", other).text() for other in others)]
         for name, rows in by_trace.items()
     ]
     return found, Table("Cost of model-based against others", ["trace", *others], rows)
+
+
+def _against_static(name: str, found: Sequence[Judged]) -> list[Goal]:
+    """Misses against static 32, tuned and not; latency against the one that is not."""
+    own, static, half = (misses(found, policy) for policy in ("model-based", "static-32", HALF))
+    p50, p99 = (ratios(found, "model-based", HALF, field) for field in ("p50_s", "p99_s"))
+    text = f"misses at most a fifth of static 32's on {name}"
+    return [
+        Goal(f"{text}, tuned", f"{own:.4%} and {static:.4%}", own <= static / 5),
+        Goal(f"{text}, at half the goal", f"{own:.4%} and {half:.4%}", own <= half / 5),
+        Goal(
+            f"p50 20% and p99 15% below those of static 32 at half the goal on {name}",
+            f"{p50.text()} and {p99.text()}",
+            p50.mean <= -0.2 and p99.mean <= -0.15,
+        ),
+    ]
 
 
 def misses(found: Sequence[Judged], policy: str) -> float:
@@ -208,15 +225,15 @@ def convolutions(run: Run) -> tuple[Goal, Table]:
             p99 = Paired.of([a.p99_s / b.p99_s - 1 for a, b in zip(own, alone, strict=True)])
             size = statistics.mean(outcome.rows_per_batch for outcome in own)
             worst = max(worst, found, key=lambda one: one.mean)
-            most = max(most, size) if label != "measured" else most
+            most = max(most, size)
             cells = [f"{size:.2f}", _ms(own), _ms(alone), p99.text(), found.text()]
             rows.append([label, name, *cells])
     columns = ["service", "trace", "rows per batch", "p99 ms", "one by one", "p99 against it"]
-    text = "CNN: settles on one row (10 us + 420 us per row), costs at most 3% more than one by one"
+    text = "CNN: settles on one row (at most 1.02), costs at most 3% more than one by one"
     goal = Goal(
         text,
         f"at most {most:.2f} rows on average; worst cost {worst.text()}",
-        worst.mean <= 0.03 and most < 1.1,
+        worst.mean <= 0.03 and most <= 1.02,
     )
     return goal, Table("CNN", [*columns, "cost against it"], rows)
 

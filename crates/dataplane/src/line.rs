@@ -160,7 +160,8 @@ impl<P> Line<P> {
     /// there is room for it beside that for rows.
     ///
     /// A request joins the open batch unless that would make those late who are in it. It opens another one if even a
-    /// batch as large as the largest that waits would be in time: an overload must not fall apart into small batches.
+    /// batch as large as the largest that waits would be in time: an overload must not fall apart into small batches. Where
+    /// k says that smaller ones will do, half of the most rows, or k if that is more, are enough: a crowd may be short.
     pub fn admit(
         &mut self,
         arrival: &Arrival,
@@ -183,7 +184,12 @@ impl<P> Line<P> {
                 }
             }
         }
-        let rows = self.batches.iter().map(|batch| batch.rows).fold(arrival.rows, u32::max);
+        let likely = |batch: &Waiting<P>| {
+            let enough =
+                if knobs.k == 0 { u32::MAX } else { knobs.k.max(batch.most_rows(knobs).div_ceil(2)) };
+            batch.rows.min(enough)
+        };
+        let rows = self.batches.iter().map(likely).fold(arrival.rows, u32::max);
         let end = self.end(arrival, None, rows, knobs, replicas);
         if let Some(late) = self.late(arrival, end, replicas) {
             return Admission::Late(late);

@@ -212,6 +212,18 @@ fn a_request_that_would_be_late_is_told_by_how_much() {
 }
 
 #[test]
+fn who_opens_a_batch_needs_room_for_as_many_rows_as_k_or_half_a_batch() {
+    for (k, end) in [(0, 17), (1, 13), (7, 16), (8, 17)] {
+        let mut world =
+            World::new(&format!(r#"{{"k":{k},"work_conserving":false,"service":[[0,1,1000],[0,8,8000]]}}"#));
+        let by = |world: &World, ms, rows| Arrival { deadline: Some(world.at(ms)), ..world.request(0, rows) };
+        world.admit(by(&world, 30, 8), ONE_BUSY).unwrap();
+        assert_eq!(world.admit(by(&world, end - 1, 1), ONE_BUSY), Err(MS), "1 + 8 + what fills, k = {k}");
+        assert_eq!(world.admit(by(&world, end, 1), ONE_BUSY), Ok(1), "k = {k}");
+    }
+}
+
+#[test]
 fn who_waits_is_not_made_late_by_who_joins() {
     let mut world = World::new(r#"{"service":[[0,1,1000],[0,8,8000]]}"#);
     let by = |world: &World, ms, rows| Arrival { deadline: Some(world.at(ms)), ..world.request(0, rows) };

@@ -70,7 +70,7 @@ class Controller:
     def tick(self, window: Window, since_s: float, now_s: float, day: int) -> Knobs | None:
         """Take in a window; return new knobs, or None if they stay."""
         if self._counters.now_s < since_s:
-            self._counters = replace(self._counters, now_s=since_s)
+            self._counters = self._counters._replace(now_s=since_s)
         seen, self._counters = observe(window, self._counters, now_s)
         former, self._wanted = self._wanted, self.policy.decide(seen)
         wanted = self._wanted
@@ -242,15 +242,16 @@ class Scheduler:
 
 
 def _is_same(one: Knobs, other: Knobs) -> bool:
-    if replace(one, tau_s=0, slack_s=0, service=()) != replace(
-        other, tau_s=0, slack_s=0, service=()
+    if not (
+        (one.k, one.cap, one.work_conserving) == (other.k, other.cap, other.work_conserving)
+        and (one.goal_s, one.edges, one.token_budget)
+        == (other.goal_s, other.edges, other.token_budget)
+        and len(one.service) == len(other.service)
     ):
         return False
     pairs = [(one.tau_s, other.tau_s), (one.slack_s, other.slack_s)]
-    pairs += [(a.service_s, b.service_s) for a, b in zip(one.service, other.service, strict=False)]
-    return len(one.service) == len(other.service) and all(
-        abs(a - b) <= _SAME * max(a, b) for a, b in pairs
-    )
+    pairs += [(a[2], b[2]) for a, b in zip(one.service, other.service, strict=True)]
+    return all(abs(a - b) <= _SAME * max(a, b) for a, b in pairs)
 
 
 def _against(p99_s: float, goal_s: float) -> str:

@@ -29,6 +29,10 @@ _KNOWN: Final = 8.0
 _FORGOTTEN_S: Final = 3600.0
 # What is left of a bucket's weight after a tick.
 _FADE: Final = 0.95
+# A batch that is so many variances from the others was held up; rarer ones are no rule.
+_HELD_UP: Final = 36.0
+_LEAST_SHARE: Final = 1 / 4000
+_HELD_UP_FADE: Final = 0.995
 _EXACT_ROWS: Final = 16
 # Few batches that were held up for long make the spread of all as large as one likes.
 _MOST_SPREAD: Final = 64.0
@@ -52,13 +56,6 @@ class _Cell:
         """The mean when it was last run; `scale` keeps near to it."""
         self.new = self.new_rows = 0
         self.new_s = self.new_s2 = 0.0
-
-    def add(self, sample: ServiceSample) -> None:
-        """Lay a tick's batches aside."""
-        self.new += sample.batches
-        self.new_rows += sample.batches * sample.rows
-        self.new_s += sample.sum_s
-        self.new_s2 += sample.sum_squares_s2
 
     def learn(self, now_s: float) -> None:
         """Take in what was laid aside; older batches count less the more new ones there are."""
@@ -113,6 +110,8 @@ class _Curve:
         """Of late; both fade at the same rate."""
         self.seen_s = inf
         """When its last batch came; what was kept from a former run counts from the first fit."""
+        self.batches = self.held_up = self.held_up_s = 0.0
+        """Of late: batches, how many of them were held up, and for how long in all."""
         self._knots: list[tuple[float, float]] = []
 
     def fit(self, now_s: float, max_rows: int) -> None:
@@ -168,32 +167,47 @@ class _Curve:
 
     def add(self, samples: Sequence[ServiceSample], now_s: float) -> bool:
         """Lay batches aside; return whether they are new or unlike others of their size."""
-        took_s = expected_s = chance_s2 = known = 0.0
-        touched, cells, self.seen_s = [], self.cells, now_s
-        for sample in samples:
-            cell = cells.get(_cell_of(sample.rows))
+        took_s = expected_s = chance_s2 = known = busy_s = all_rows = 0.0
+        touched, find, noise2 = [], self.cells.get, self.noise * self.noise
+        self.seen_s = now_s
+        for _, rows, batches, sum_s, sum_squares_s2 in samples:
+            cell = find(rows if rows <= _EXACT_ROWS else _cell_of(rows))
             touched.append(cell)
-            self.busy_s += sample.sum_s
-            self.rows += sample.batches * sample.rows
-            if cell is not None and cell.weight >= _KNOWN:
-                batches, mean_s = sample.batches, sample.sum_s / sample.batches
-                spread_s2 = max(0.0, sample.sum_squares_s2 / batches - mean_s * mean_s)
-                usual_s = cell.typical_s
-                known += batches
-                took_s += batches * _typical(mean_s, spread_s2)
-                expected_s += batches * usual_s
-                chance_s2 += batches * usual_s * usual_s
-        chance_s = 3 * self.noise * sqrt(chance_s2)
-        gap_s = abs(took_s - expected_s)
-        is_odd = known >= _KNOWN and gap_s > _SURPRISE * expected_s + chance_s
+            busy_s += sum_s
+            all_rows += batches * rows
+            if cell is None or cell.weight < _KNOWN:
+                continue
+            usual_s = cell.typical_s
+            chance2 = noise2 * usual_s * usual_s
+            known += batches
+            expected_s += batches * usual_s
+            chance_s2 += batches * chance2
+            square_s2 = sum_s * sum_s / batches
+            spread_s2 = max(0.0, sum_squares_s2 - square_s2)
+            took_s += sum_s / sqrt(1 + min(spread_s2 / square_s2, _MOST_SPREAD))
+            if spread_s2 > (_HELD_UP + batches) * chance2:
+                self.held_up += 1
+                self.held_up_s += sqrt(spread_s2 - batches * chance2)
+        self.busy_s += busy_s
+        self.rows += all_rows
+        self.batches += known
+        chance_s = _SURPRISE * expected_s + 3 * sqrt(chance_s2)
+        is_odd = known >= _KNOWN and abs(took_s - expected_s) > chance_s
         if is_odd:
             # Whatever slowed or sped these batches did the same to those that were not run.
-            for one in cells.values():
+            for one in self.cells.values():
                 one.learn(now_s)
                 one.scale(took_s / expected_s)
-        for sample, cell in zip(samples, touched, strict=True):
-            (cell or cells.setdefault(_cell_of(sample.rows), _Cell())).add(sample)
+        self._lay_aside(samples, touched)
         return is_odd or None in touched
+
+    def _lay_aside(self, samples: Sequence[ServiceSample], cells: Iterable[_Cell | None]) -> None:
+        for (_, rows, batches, sum_s, sum_squares_s2), known in zip(samples, cells, strict=True):
+            cell = known or self.cells.setdefault(_cell_of(rows), _Cell())
+            cell.new += batches
+            cell.new_rows += batches * rows
+            cell.new_s += sum_s
+            cell.new_s2 += sum_squares_s2
 
     def doubt_s(self, rows: int) -> float:
         """Return the standard error of the line at `rows`."""
@@ -233,6 +247,9 @@ class ServiceModel:
         for curve in self._curves.values():
             curve.busy_s *= _FADE
             curve.rows *= _FADE
+            curve.batches *= _HELD_UP_FADE
+            curve.held_up *= _HELD_UP_FADE
+            curve.held_up_s *= _HELD_UP_FADE
         for edge, group in by_edge.items():
             curve = self._curves.setdefault(edge, _Curve())
             if curve.add(group, now_s):
@@ -271,6 +288,12 @@ class ServiceModel:
     def noise(self, edge: int = 0) -> float:
         """Return the standard deviation of one batch, relative to its mean."""
         return self._curves[edge].noise
+
+    def held_up_s(self, edge: int = 0) -> float:
+        """Return for how long batches are held up now and then; 0 = hardly ever."""
+        curve = self._curves[edge]
+        is_rule = curve.held_up > max(1.0, _LEAST_SHARE * curve.batches)
+        return curve.held_up_s / curve.held_up if is_rule else 0.0
 
     def table_s(self, edge: int = 0) -> list[float]:
         """Return the expected time by rows, from 0 (which takes none) to `max_rows`."""

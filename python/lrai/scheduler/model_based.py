@@ -13,10 +13,15 @@ from lrai.scheduler.observation import Observation
 from lrai.scheduler.plan import Load, Plan, choose
 from lrai.scheduler.policy import Policy, Target
 
-# A larger batch must be worth so much per row.
+# A larger batch must be worth so much per row; that of a lone row also because it waits for none.
 _WORTH: Final = 0.03
+_WORTH_OF_TWO: Final = 0.1
 # So many standard deviations of a batch's time are kept before the deadline.
-_SURE: Final = 3.0
+_SURE: Final = 2.0
+# And so much of the goal at most for batches that are held up now and then.
+_MOST_HELD_UP: Final = 0.3
+# Where so many are refused it is no crowd that passes, and only full batches will do.
+_FLOODED: Final = 0.05
 _LEAST_SLACK: Final = 0.02
 _MOST_SLACK: Final = 0.2
 _MOST_NOISE: Final = 0.25
@@ -24,6 +29,12 @@ _MOST_NOISE: Final = 0.25
 _ALONE: Final = 1.5
 _DEAR: Final = 1.25
 _NEWS: Final = 0.1
+# Batch sizes, evenly spread, that are compared.
+_LOOKS: Final = 16
+# So many batches in a tick teach enough for the next one, unless something is late.
+_PLENTY: Final = 50
+# So little changes no plan.
+_NEAR: Final = 0.03
 _REPLAN_S: Final = 1.0
 _PROBE_S: Final = 60.0
 # Where lengths differ, what pays depends on who waits beside whom, and is soon another.
@@ -55,16 +66,17 @@ class ModelBased(Policy):
         self.longest_s = 0.0
         """How long a batch may wait for more rows and still meet the goal."""
         self._knobs = Knobs()
-        self._caps = {0: target.max_rows}
+        self._caps = self._enough = {0: target.max_rows}
         self._planned_s = self._probed_s = float("-inf")
         self._planned_for: tuple[float, ...] = ()
-        self._late = 0.0
+        self._planned_with: tuple[float, ...] = ()
+        self._late = self._refused = 0.0
+        self._has_plenty = False
 
     def decide(self, seen: Observation) -> Knobs:
         """Learn from the tick; plan anew if what the plan rests on has changed."""
         self.arrivals.update(seen)
-        is_surprised = self.service.update(seen.service, seen.now_s)
-        is_surprised |= self.bands.update(seen.service, seen.now_s)
+        is_surprised = self._learn(seen)
         if not self.service.edges:
             return self._knobs
         self._watch_lateness(seen)
@@ -77,6 +89,17 @@ class ModelBased(Policy):
             self._replan(seen)
         return self._knobs
 
+    def _learn(self, seen: Observation) -> bool:
+        """Take in the tick's batches, every other time where there are plenty and all is well."""
+        if self._has_plenty and not (seen.late or seen.refused_late):
+            self._has_plenty = False
+            return False
+        is_surprised = self.service.update(seen.service, seen.now_s)
+        is_surprised |= self.bands.update(seen.service, seen.now_s)
+        batches = sum([one.batches for one in seen.service])
+        self._has_plenty = batches >= _PLENTY and not is_surprised
+        return is_surprised
+
     @property
     def is_reachable(self) -> bool | None:
         """Whether a lone row can be served within the goal; None = no goal, or not known yet."""
@@ -86,79 +109,105 @@ class ModelBased(Policy):
 
     def _has_news(self) -> bool:
         """Whether the load is another than the one planned for."""
-        now = self._load()
-        return len(now) != len(self._planned_for) or any(
-            abs(one - other) > _NEWS * max(one, other)
-            for one, other in zip(now, self._planned_for, strict=True)
-        )
+        return not _are_near(self._load(), self._planned_for, _NEWS)
 
     def _load(self) -> tuple[float, ...]:
+        kept = 1 + self.margin, 1.0 + self._is_flooded
         if self.arrivals.is_bursty:
-            return (1 + self.margin,)
-        return 1 + self.margin, self.arrivals.rows_per_request, self.arrivals.rate
+            return kept
+        return *kept, self.arrivals.rows_per_request, self.arrivals.rate
+
+    @property
+    def _is_flooded(self) -> bool:
+        return self._refused > _FLOODED
 
     def _replan(self, seen: Observation) -> None:
         self._planned_s, self._planned_for = seen.now_s, self._load()
+        self._has_plenty = False
         self.service.fit(seen.now_s)
-        edge, share = self.service.busiest()
-        table_s = self.service.table_s(edge)
         goal_s = self.target.goal_s if self.is_reachable else None
         caps = self._learn_caps(seen, goal_s)
         by_band = () if 0 in caps else tuple(sorted(caps.items()))
-        most_rows = max(caps.values())
         if goal_s is None:
-            self.plan = None
-            self._knobs = Knobs(cap=most_rows, caps=by_band)
-            return
-        cap = caps[band_of(edge)] if edge else most_rows
-        group, noise = self.arrivals.rows_per_request, self.service.noise(edge)
-        # Not for sizes that are uncertain because they were never seen: then they never would be.
-        noise_s = min(_SURE * noise * table_s[cap], _MOST_SLACK * goal_s)
-        slack_s = noise_s + _LEAST_SLACK * goal_s
-        rates = [(weight, share * rate) for weight, rate in self.arrivals.rates()]
-        load = Load(rates, group, table_s, min(noise, _MOST_NOISE), max(1, seen.replicas))
-        lone_s = table_s[min(cap, max(1, round(group)))]
-        # The margin shortens waiting only: requests are not refused for what others made late.
-        self.longest_s = max(0.0, (1 - self.margin) * goal_s - lone_s - slack_s)
-        most = max(1, int(cap / group))
-        self.plan = choose(load, goal_s, self.longest_s, most, self.target.cpu_cost)
-        self._knobs = Knobs(
-            k=min(cap, max(1, round(self.plan.k * group))),
-            cap=most_rows,
-            caps=by_band,
-            tau_s=self.plan.tau_s,
-            slack_s=slack_s,
-            work_conserving=self.plan.k == 1,
-            goal_s=goal_s,
-            service=self.service.points(),
-        )
+            self.plan, knobs = None, Knobs()
+        else:
+            knobs = self._aimed(goal_s, max(1, seen.replicas))
+        self._knobs = replace(knobs, cap=max(caps.values()), caps=by_band)
 
     def _learn_caps(self, seen: Observation, goal_s: float | None) -> dict[int, int]:
         """Return the most rows of a batch by band; by 0 where requests are not padded."""
         curves, probe_s = self.bands.curves(seen.now_s), _BAND_PROBE_S
         if not curves:
-            curves, probe_s = {0: (self.service.table_s(), self.service.doubt_s())}, _PROBE_S
+            edge, _ = self.service.busiest()
+            curves = {0: (self.service.table_s(edge), self.service.doubt_s(edge))}
+            probe_s = _PROBE_S
         most = self.target.max_rows
-        self._caps = {
-            band: most if goal_s is None and table_s[-1] < _QUICK_S else _cap(table_s, doubt_s)
-            for band, (table_s, doubt_s) in curves.items()
+        self._enough = {
+            band: _enough(*curve, self._enough.get(band, most)) for band, curve in curves.items()
+        }
+        caps = {
+            band: most if goal_s is None and table_s[-1] < _QUICK_S else self._enough[band]
+            for band, (table_s, _) in curves.items()
         }
         if self._probed_s == float("-inf"):
             self._probed_s = seen.now_s
-        elif seen.now_s - self._probed_s >= probe_s and min(self._caps.values()) < most:
+        elif seen.now_s - self._probed_s >= probe_s and min(caps.values()) < most:
             # Whether larger batches pay can only be seen in larger batches.
             self._probed_s = seen.now_s
             self._planned_s = float("-inf")
-            self._caps = {band: min(2 * rows, most) for band, rows in self._caps.items()}
+            caps = {band: min(2 * rows, most) for band, rows in caps.items()}
         if goal_s is not None:
-            self._caps = {
-                band: _within(curves[band][0], rows, goal_s) for band, rows in self._caps.items()
-            }
-        return self._caps
+            caps = {band: _within(curves[band][0], rows, goal_s) for band, rows in caps.items()}
+        self._caps = caps
+        return caps
+
+    def _aimed(self, goal_s: float, replicas: int) -> Knobs:
+        """Plan for the goal."""
+        edge, share = self.service.busiest()
+        table_s = self.service.table_s(edge)
+        cap = self._caps.get(band_of(edge), max(self._caps.values()))
+        group, noise = self.arrivals.rows_per_request, self.service.noise(edge)
+        # Not for sizes that are uncertain because they were never seen: then they never would be.
+        noise_s = min(_SURE * noise * table_s[cap], _MOST_SLACK * goal_s)
+        slack_s = noise_s + _LEAST_SLACK * goal_s
+        rates = [(weight, share * rate) for weight, rate in self.arrivals.rates()]
+        load = Load(rates, group, table_s, min(noise, _MOST_NOISE), replicas)
+        held_up_s = min(self.service.held_up_s(edge), _MOST_HELD_UP * goal_s)
+        lone_s = table_s[min(cap, max(1, round(group)))]
+        # The margin shortens waiting only: requests are not refused for what others made late.
+        self.longest_s = max(0.0, (1 - self.margin) * goal_s - lone_s - slack_s - held_up_s)
+        most = max(1, int(cap / group))
+        plan = self.plan = self._chosen(load, goal_s, most)
+        k = max(1, round(plan.k * group))
+        return Knobs(
+            k=cap if self._is_flooded else min(cap, k),
+            tau_s=plan.tau_s,
+            slack_s=slack_s,
+            work_conserving=plan.k == 1,
+            goal_s=goal_s,
+            service=self.service.points(),
+        )
+
+    def _chosen(self, load: Load, goal_s: float, most: int) -> Plan:
+        """Return the plan for this load, or the last one if it was made for next to the same."""
+        table_s = load.table_s
+        known = (
+            *(self.longest_s, float(most), load.noise + 1, load.rows_per_request, load.replicas),
+            *(table_s[1], table_s[len(table_s) // 4], table_s[-1]),
+            *(one for pair in load.rates for one in pair),
+        )
+        if self.plan is None or not _are_near(known, self._planned_with, _NEAR):
+            self._planned_with = known
+            return choose(load, goal_s, self.longest_s, most, self.target.cpu_cost)
+        return self.plan
 
     def _watch_lateness(self, seen: Observation) -> None:
         """Keep more of the goal free while more answers are late than the plan can explain."""
-        if self.target.goal_s is None or not seen.requests:
+        if self.target.goal_s is None or not (asked := seen.requests + seen.refused_late):
+            return
+        share = asked / (asked + 1000)
+        self._refused += share * (seen.refused_late / asked - self._refused)
+        if not seen.requests:
             return
         late = sum(seen.latency[bisect_left(seen.bounds_us, self.target.goal_s * 1e6) + 1 :])
         share = seen.requests / (seen.requests + 1000)
@@ -207,6 +256,15 @@ class ModelBased(Policy):
         self.margin = float(plain["margin"])
 
 
+def _are_near(some: tuple[float, ...], others: tuple[float, ...], share: float) -> bool:
+    if len(some) != len(others):
+        return False
+    for one, other in zip(some, others, strict=True):
+        if abs(one - other) > share * max(one, other):
+            return False
+    return True
+
+
 def _most(caps: Mapping[int, int]) -> str:
     """Say how many rows a batch may have, by length where that matters."""
     if set(caps.values()) == {1}:
@@ -217,16 +275,21 @@ def _most(caps: Mapping[int, int]) -> str:
     return f"with at most so many rows: {listed}"
 
 
-def _cap(table_s: list[float], doubt_s: float) -> int:
+def _enough(table_s: list[float], doubt_s: float, former: int) -> int:
     """Return the fewest rows whose time per row is about as good as that of any batch.
 
     Powers of two up to a quarter of all rows, else all. What may be fixed for all that is known
-    counts as fixed: batches are made smaller on evidence.
+    counts as fixed: batches are made smaller on evidence, and larger again on evidence. Where
+    `doubt_s` is below 0, it is for the larger ones to have been seen to pay.
     """
-    best_s = min((time_s + doubt_s) / rows for rows, time_s in enumerate(table_s) if rows)
     rows, most = 1, len(table_s) - 1
+    sizes = (*range(1, most, 1 + most // _LOOKS), most)
+    best_s = min([table_s[size] / size for size in sizes])
+    doubted_s = min([(table_s[size] + doubt_s) / size for size in sizes])
     while 4 * rows <= most:
-        if table_s[rows] + doubt_s <= (1 + _WORTH) * rows * best_s:
+        worth = 1 + (_WORTH_OF_TWO if rows == 1 else _WORTH)
+        is_new = rows < former or doubt_s < 0
+        if table_s[rows] + is_new * doubt_s <= worth * rows * (doubted_s if is_new else best_s):
             return rows
         rows *= 2
     return most
@@ -238,7 +301,7 @@ def _within(table_s: list[float], cap: int, goal_s: float) -> int:
     Where that would cost much capacity, batches may take most of the goal; at least 1.
     """
     two, one = (
-        max((rows for rows in range(1, cap + 1) if share * table_s[rows] <= goal_s), default=1)
+        next((rows for rows in range(cap, 1, -1) if share * table_s[rows] <= goal_s), 1)
         for share in (2.0, _ALONE)
     )
     return one if table_s[two] * one > _DEAR * table_s[one] * two else two

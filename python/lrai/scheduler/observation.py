@@ -6,6 +6,7 @@ from operator import sub
 from typing import Final, NamedTuple, Protocol
 
 _US: Final = 1e-6
+_US2: Final = _US * _US
 
 
 class Window(Protocol):
@@ -109,8 +110,7 @@ class Observation:
     """Of a ragged model: length, rows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
+class Counters(NamedTuple):
     """A window's numbers that only grow, kept until the next look."""
 
     now_s: float
@@ -148,8 +148,10 @@ def observe(window: Window, last: Counters, now_s: float) -> tuple[Observation, 
         busy_s=(now.busy_ns - last.busy_ns) * 1e-9,
         replicas=window.replicas,
         service=tuple(
-            ServiceSample(edge, rows, batches, total * _US, squares * _US * _US)
-            for edge, rows, batches, total, squares in window.service
+            [
+                ServiceSample(edge, rows, batches, total * _US, squares * _US2)
+                for edge, rows, batches, total, squares in window.service
+            ]
         ),
         lengths=tuple(window.lengths),
     )

@@ -21,7 +21,7 @@ _ROUNDS: Final = 3
 # A search along k ends where the cost is so much above the least.
 _HOPELESS: Final = 1.05
 # Batches that take much longer than usual are rare, but not as rare as noise would have them.
-_OUTLIERS: Final = 0.08
+_OUTLIERS: Final = 0.15
 _SQRT_2: Final = sqrt(2)
 
 
