@@ -20,6 +20,10 @@ from lrai.core.model import TensorInfo
 
 _MAX_MESSAGE: Final = 1 << 16
 _LEAST_RUNS: Final = 3
+# On a busy machine it goes on for so many times as long, until enough batches were undisturbed:
+# their threads waited no longer than this share of the batch's time for a processor.
+_MOST_SHARES: Final = 10
+_MOST_WAITED: Final = 0.25
 # Untouched it costs nothing, and a shared mapping does not count against the memory limit.
 _OUTPUT_BYTES: Final = 1 << 28
 _ALIGNMENT: Final = 64
@@ -45,21 +49,30 @@ def _measure(backend: Backend, asked: TrialMessage, fill: int, baseline_bytes: i
     times_s: list[float] = []
     try:
         backend.run(batch)
-        waited_s, used_s, started_s = _waited_s(), time.process_time(), time.perf_counter()
-        ended_s = started_s
-        while ended_s - started_s < asked.seconds or len(times_s) < _LEAST_RUNS:
+        runs, used_s = 0, time.process_time()
+        started_s = now_s = time.perf_counter()
+        while not _is_enough(runs, len(times_s), (now_s - started_s) / asked.seconds):
+            waited_s, begun_s = _waited_s(), time.perf_counter()
             backend.run(batch)
             now_s = time.perf_counter()
-            times_s.append(now_s - ended_s)
-            ended_s = now_s
+            if _waited_s() - waited_s <= _MOST_WAITED * (now_s - begun_s):
+                times_s.append(now_s - begun_s)
+            runs += 1
     except BatchFaultError as fault:
-        return TrialResult(0.0, 0.0, 0.0, 0, str(fault))
+        return TrialResult(0.0, 0.0, 0, False, str(fault))
     return TrialResult(
-        batch_s=statistics.median(times_s),
-        cpu_s=(time.process_time() - used_s) / len(times_s),
-        waited=(_waited_s() - waited_s) / (ended_s - started_s),
+        batch_s=statistics.median(times_s) if times_s else 0.0,
+        cpu_s=(time.process_time() - used_s) / runs,
         used_bytes=private_bytes(os.getpid()) - baseline_bytes,
+        is_disturbed=len(times_s) < _LEAST_RUNS,
     )
+
+
+def _is_enough(runs: int, undisturbed: int, share: float) -> bool:
+    """Whether to end after so many batches, when this share of the time has passed."""
+    if undisturbed >= _LEAST_RUNS:
+        return share >= 1
+    return runs >= _LEAST_RUNS and share >= _MOST_SHARES
 
 
 def _bind(backend: Backend, shapes: Sequence[tuple[int, ...]], fill: int) -> LocalBatch:

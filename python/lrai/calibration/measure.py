@@ -21,8 +21,6 @@ _SECONDS: Final = 0.15
 _PATIENCE_S: Final = 20.0
 # Larger batches are not measured when they would take longer.
 _LONGEST_S: Final = 0.25
-# Share of the time that a trial may have waited for processors: beyond, others were measured too.
-_MOST_WAITED: Final = 0.25
 
 Shapes = tuple[tuple[int, ...], ...]
 """Of all inputs, batch dimension included."""
@@ -59,7 +57,7 @@ async def measure(
             if points and points[-1].batch_s * rows > _LONGEST_S * points[-1].rows:
                 break
             result = single if len(actors) == 1 and not points else await _run(actors, shapes)
-            if max(single.waited, result.waited) > _MOST_WAITED:
+            if single.is_disturbed or result.is_disturbed:
                 raise BusyMachineError
             points.append(Point(rows, result.batch_s, result.cpu_s))
     return Measured(single.batch_s, tuple(points))
@@ -113,6 +111,6 @@ async def _run(trials: Sequence[Actor], shapes: Shapes) -> TrialResult:
     return TrialResult(
         batch_s=sum(one.batch_s for one in results) / len(results),
         cpu_s=sum(one.cpu_s for one in results) / len(results),
-        waited=max(one.waited for one in results),
         used_bytes=max(one.used_bytes for one in results),
+        is_disturbed=any(one.is_disturbed for one in results),
     )
