@@ -61,7 +61,9 @@ class FakeActor:
         rows = asked.shapes[0][0]
         self.machine.asked.append((self.threads, asked.shapes))
         batch_s = self.machine.single_s * rows / (1 + (self.threads - 1) * self.machine.gain)
-        result = TrialResult(batch_s, batch_s * self.threads, 10 * MIB, self.machine.is_busy)
+        result = TrialResult(
+            batch_s, batch_s * self.threads, 10 * MIB, 9, 0 if self.machine.is_busy else 9
+        )
         self.measured.set_result(asdict(result))
 
     def dismiss(self) -> None:

@@ -4,9 +4,11 @@ import mmap
 import os
 import socket
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -47,24 +49,26 @@ def answer_trials(backend: Backend, link_fd: int, baseline_bytes: int, send: Sen
 def _measure(backend: Backend, asked: TrialMessage, fill: int, baseline_bytes: int) -> TrialResult:
     batch = _bind(backend, asked.shapes, fill)
     times_s: list[float] = []
+    cpu_s: list[float] = []
     try:
         backend.run(batch)
-        runs, used_s = 0, time.process_time()
         started_s = now_s = time.perf_counter()
-        while not _is_enough(runs, len(times_s), (now_s - started_s) / asked.seconds):
-            waited_s, begun_s = _waited_s(), time.perf_counter()
+        while not _is_enough(len(cpu_s), len(times_s), (now_s - started_s) / asked.seconds):
+            waited_s, used_s, begun_s = _waited_s(), time.process_time(), time.perf_counter()
             backend.run(batch)
             now_s = time.perf_counter()
-            if _waited_s() - waited_s <= _MOST_WAITED * (now_s - begun_s):
+            cpu_s.append(time.process_time() - used_s)
+            is_short = _waited_s() - waited_s > _MOST_WAITED * (now_s - begun_s)
+            if not is_short and not _are_others_runnable():
                 times_s.append(now_s - begun_s)
-            runs += 1
     except BatchFaultError as fault:
-        return TrialResult(0.0, 0.0, 0, False, str(fault))
+        return TrialResult(0.0, 0.0, 0, 0, 0, str(fault))
     return TrialResult(
         batch_s=statistics.median(times_s) if times_s else 0.0,
-        cpu_s=(time.process_time() - used_s) / runs,
+        cpu_s=statistics.median(cpu_s),
         used_bytes=private_bytes(os.getpid()) - baseline_bytes,
-        is_disturbed=len(times_s) < _LEAST_RUNS,
+        runs=len(cpu_s),
+        undisturbed=len(times_s),
     )
 
 
@@ -102,3 +106,17 @@ def _made_up(tensor: TensorInfo, shape: tuple[int, ...], fill: int) -> Array | N
 
 def _waited_s() -> float:
     return sum(waiting_s(int(thread)) for thread in os.listdir("/proc/self/task"))
+
+
+def _are_others_runnable() -> bool:
+    """Whether a thread of the engine still waits for its part in a batch that others have done.
+
+    Its waiting counts only when it ends.
+    """
+    own = str(threading.get_native_id())
+    stats = (
+        Path(f"/proc/self/task/{thread}/stat").read_text()
+        for thread in os.listdir("/proc/self/task")
+        if thread != own
+    )
+    return any(stat.rpartition(") ")[2].startswith("R") for stat in stats)

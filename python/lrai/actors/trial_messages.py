@@ -20,12 +20,14 @@ class TrialResult:
     """What a trial has measured."""
 
     batch_s: float
-    """Median time of the batches during which nobody else wanted the processors."""
+    """Median time of the undisturbed batches; 0 = there were none."""
     cpu_s: float
-    """Processor time of a batch, on the average."""
+    """Median processor time of all batches."""
     used_bytes: int
     """Memory beyond what it shares with its template."""
-    is_disturbed: bool
-    """There were too few such batches."""
+    runs: int
+    """Batches."""
+    undisturbed: int
+    """Batches among them during which nobody else wanted the processors."""
     error: str = ""
     """Why the batch could not be run; nothing else is then known."""
