@@ -119,11 +119,11 @@ def _section(model: str, words: str, samples: Samples) -> Section:
             name,
             Spread.of([one.alone_ms for one in found]).text(2),
             Spread.of([one.rate for one in found]).text(1),
-            Spread.of([one.cost for one in found]).text(3),
+            Spread.of([1e3 * one.cost for one in found]).text(3),
         )
         for name, found in samples.items()
     ]
-    columns = ("replicas x threads", "p50 alone, ms", f"rows/s of {CROWD}", "ms alone / (rows/s)")
+    columns = ("replicas x threads", "p50 alone, ms", f"rows/s of {CROWD}", "us alone / (rows/s)")
     costs = {name: Spread.of([one.cost for one in found]).median for name, found in samples.items()}
     best = min(cost for name, cost in costs.items() if name != CHOSEN)
     ratio = costs[CHOSEN] / best

@@ -66,7 +66,7 @@ PARTS = (
     ),
     Part(
         "calibration",
-        550,
+        600,
         package("calibration/", "actors/trial", "scheduler/allocation", "scheduler/drift"),
     ),
     Part("dataplane", 2_300, ("crates/dataplane/src/",), core=True),

@@ -94,6 +94,14 @@ def test_a_trial_that_dies_harms_nothing(tmp_path, http):
         assert server.events("actor_died") == []
 
 
+def test_free_dimensions_are_taken_from_what_was_asked(tmp_path, http):
+    models.identity(tmp_path / "net.onnx", "FP32", ["N", "M"])
+    with start_server(tmp_path) as server:
+        assert http(server.http, "/v2/models/net/infer", row(77)).status == 200
+        (told,) = server.wait_for("calibrated", limit_s=LIMIT_S)
+        assert "a lone row takes" in told["message"]
+
+
 @pytest.mark.parametrize("flags", [("--threads=2", "--replicas=2"), ("--no-calibrate",)])
 def test_what_somebody_has_set_is_not_measured(tmp_path, http, flags):
     models.mlp(tmp_path / "net.onnx", LIGHT)

@@ -61,7 +61,9 @@ class FakeActor:
         rows = asked.shapes[0][0]
         self.machine.asked.append((self.threads, asked.shapes))
         batch_s = self.machine.single_s * rows / (1 + (self.threads - 1) * self.machine.gain)
-        result = TrialResult(batch_s, batch_s * self.threads, self.machine.waited, 10 * MIB)
+        result = TrialResult(
+            batch_s, batch_s * self.threads, 10 * MIB, 9, 0 if self.machine.is_busy else 9
+        )
         self.measured.set_result(asdict(result))
 
     def dismiss(self) -> None:
@@ -76,7 +78,7 @@ class Machine:
 
     def __init__(self) -> None:
         self.now_s, self.cpus = 100.0, 2
-        self.single_s, self.gain, self.waited = 0.02, 0.0, 0.0
+        self.single_s, self.gain, self.is_busy = 0.02, 0.0, False
         self.free_bytes = 1 << 30
         self.gate = asyncio.Event()
         self.gate.set()
@@ -187,7 +189,7 @@ async def test_a_model_whose_first_dimension_is_fixed_is_measured_as_it_is(
 
 
 async def test_a_light_model_gets_one_thread_even_on_a_busy_machine(machine: Machine) -> None:
-    machine.single_s, machine.waited = 0.0001, 0.9
+    machine.single_s, machine.is_busy = 0.0001, True
     calibrator = machine.calibrator()
     calibrator.add(7, SUBJECT)
     await pass_idle(machine, calibrator)
@@ -197,13 +199,13 @@ async def test_a_light_model_gets_one_thread_even_on_a_busy_machine(machine: Mac
 
 
 async def test_a_busy_machine_is_measured_later(machine: Machine) -> None:
-    machine.waited = 0.9
+    machine.is_busy = True
     calibrator = machine.calibrator()
     calibrator.add(7, SUBJECT)
     await pass_idle(machine, calibrator)
     assert machine.applied == []
     assert "when the machine has time" in calibrator.why("net", "1")
-    machine.waited = 0.0
+    machine.is_busy = False
     await pass_idle(machine, calibrator)
     assert machine.applied == []
     await pass_idle(machine, calibrator, 60.0)

@@ -94,7 +94,7 @@ class Actor:
         """Take in what the actor says about itself."""
         self.heard_s = time.monotonic()
         self.has_answered |= message.kind == "sample"
-        self.shapes = message.shapes or self.shapes
+        self.shapes = tuple(map(tuple, message.body.get("shapes", self.shapes)))
         if message.kind == "measured" and not self.measured.done():
             self.measured.set_result(message.body)
         if self.loaded.done():

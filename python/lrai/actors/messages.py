@@ -79,10 +79,9 @@ class ActorMessage(Message):
 
     `loaded` carries the signature, `refused` a sentence and a hint; `heartbeat` comes every ten
     seconds, `sample` with the first good answer and then at most every second, with a summary of
-    the batch's outputs. `measured` carries a `TrialResult`.
+    the batch's outputs and the shapes of its inputs, empty for one that was left out. `measured`
+    carries a `TrialResult`.
     """
 
     kind: Kind
     body: Mapping[str, Any] = field(default_factory=dict)
-    shapes: tuple[tuple[int, ...], ...] = ()
-    """Of a sample: the shapes of the batch's inputs, empty for one that was left out."""

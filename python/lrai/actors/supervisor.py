@@ -258,7 +258,9 @@ class Supervisor:
         Raises `ModelLoadError` if the first place of a model gets none of them ready.
         """
         try:
-            while not place.is_retired and self._has_hope(place):
+            while not place.is_retired and (
+                place.number or place.ready.done() or place.early_deaths < _MOST_EARLY_DEATHS
+            ):
                 if place.actor is None:
                     await asyncio.sleep(watch.backoff_s(place.early_deaths))
                     place.actor = await self._next(place)
@@ -273,11 +275,6 @@ class Supervisor:
             return
         message = f"its process died {place.early_deaths} times before it was ready"
         raise ModelLoadError(message, hint="see the log for the reason")
-
-    @staticmethod
-    def _has_hope(place: _Place) -> bool:
-        """Whether to try again; only a model's first place may give up, and before it was ready."""
-        return bool(place.number or place.ready.done() or place.early_deaths < _MOST_EARLY_DEATHS)
 
     async def _load_next(self, place: _Place) -> Actor | None:
         """Load an actor that is like the first one, or say why there is none."""

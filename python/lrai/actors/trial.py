@@ -4,9 +4,11 @@ import mmap
 import os
 import socket
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +22,10 @@ from lrai.core.model import TensorInfo
 
 _MAX_MESSAGE: Final = 1 << 16
 _LEAST_RUNS: Final = 3
+# On a busy machine it goes on for so many times as long, until enough batches were undisturbed:
+# their threads waited no longer than this share of the batch's time for a processor.
+_MOST_SHARES: Final = 10
+_MOST_WAITED: Final = 0.25
 # Untouched it costs nothing, and a shared mapping does not count against the memory limit.
 _OUTPUT_BYTES: Final = 1 << 28
 _ALIGNMENT: Final = 64
@@ -43,23 +49,34 @@ def answer_trials(backend: Backend, link_fd: int, baseline_bytes: int, send: Sen
 def _measure(backend: Backend, asked: TrialMessage, fill: int, baseline_bytes: int) -> TrialResult:
     batch = _bind(backend, asked.shapes, fill)
     times_s: list[float] = []
+    cpu_s: list[float] = []
     try:
         backend.run(batch)
-        waited_s, used_s, started_s = _waited_s(), time.process_time(), time.perf_counter()
-        ended_s = started_s
-        while ended_s - started_s < asked.seconds or len(times_s) < _LEAST_RUNS:
+        started_s = now_s = time.perf_counter()
+        while not _is_enough(len(cpu_s), len(times_s), (now_s - started_s) / asked.seconds):
+            waited_s, used_s, begun_s = _waited_s(), time.process_time(), time.perf_counter()
             backend.run(batch)
             now_s = time.perf_counter()
-            times_s.append(now_s - ended_s)
-            ended_s = now_s
+            cpu_s.append(time.process_time() - used_s)
+            is_short = _waited_s() - waited_s > _MOST_WAITED * (now_s - begun_s)
+            if not is_short and not _are_others_runnable():
+                times_s.append(now_s - begun_s)
     except BatchFaultError as fault:
-        return TrialResult(0.0, 0.0, 0.0, 0, str(fault))
+        return TrialResult(0.0, 0.0, 0, 0, 0, str(fault))
     return TrialResult(
-        batch_s=statistics.median(times_s),
-        cpu_s=(time.process_time() - used_s) / len(times_s),
-        waited=(_waited_s() - waited_s) / (ended_s - started_s),
+        batch_s=statistics.median(times_s) if times_s else 0.0,
+        cpu_s=statistics.median(cpu_s),
         used_bytes=private_bytes(os.getpid()) - baseline_bytes,
+        runs=len(cpu_s),
+        undisturbed=len(times_s),
     )
+
+
+def _is_enough(runs: int, undisturbed: int, share: float) -> bool:
+    """Whether to end after so many batches, when this share of the time has passed."""
+    if undisturbed >= _LEAST_RUNS:
+        return share >= 1
+    return runs >= _LEAST_RUNS and share >= _MOST_SHARES
 
 
 def _bind(backend: Backend, shapes: Sequence[tuple[int, ...]], fill: int) -> LocalBatch:
@@ -89,3 +106,17 @@ def _made_up(tensor: TensorInfo, shape: tuple[int, ...], fill: int) -> Array | N
 
 def _waited_s() -> float:
     return sum(waiting_s(int(thread)) for thread in os.listdir("/proc/self/task"))
+
+
+def _are_others_runnable() -> bool:
+    """Whether a thread of the engine still waits for its part in a batch that others have done.
+
+    Its waiting counts only when it ends.
+    """
+    own = str(threading.get_native_id())
+    stats = (
+        Path(f"/proc/self/task/{thread}/stat").read_text()
+        for thread in os.listdir("/proc/self/task")
+        if thread != own
+    )
+    return any(stat.rpartition(") ")[2].startswith("R") for stat in stats)

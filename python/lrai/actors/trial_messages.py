@@ -12,7 +12,7 @@ class TrialMessage(Message):
     shapes: tuple[tuple[int, ...], ...]
     """Of each input, batch dimension included; empty = an optional input left out, or a scalar."""
     seconds: float
-    """How long to run; three batches at least."""
+    """How long to run; three batches at least, and longer on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,14 @@ class TrialResult:
     """What a trial has measured."""
 
     batch_s: float
-    """Median time of a batch."""
+    """Median time of the undisturbed batches; 0 = there were none."""
     cpu_s: float
-    """Processor time of a batch, on the average."""
-    waited: float
-    """Share of the time in which its threads waited for a processor; may pass 1 for several."""
+    """Median processor time of all batches."""
     used_bytes: int
     """Memory beyond what it shares with its template."""
+    runs: int
+    """Batches."""
+    undisturbed: int
+    """Batches among them during which nobody else wanted the processors."""
     error: str = ""
     """Why the batch could not be run; nothing else is then known."""

@@ -166,8 +166,8 @@ def _serve(mailbox: Mailbox, backend: Backend, slabs: Slabs, reporter: "_Reporte
             sample = _sample(backend, slabs.slot(batch.output_slot), places)
         mailbox.done(batch.id, ended_ns - started_ns, places)
         if sample is not None:
-            shapes = tuple(place[2] if place else () for place in batch.inputs)
-            reporter.send("sample", sample, shapes)
+            shapes = [place[2] if place else () for place in batch.inputs]
+            reporter.send("sample", {**sample, "shapes": shapes})
 
 
 def _sample(backend: Backend, slot: memoryview, places: list[Place]) -> dict[str, Any]:
@@ -190,16 +190,11 @@ class _Reporter:
         # Used by the heartbeat's thread too: ZeroMQ wants a barrier between threads.
         self._lock = _thread.allocate_lock()
 
-    def send(
-        self,
-        kind: Kind,
-        body: Mapping[str, Any] | None = None,
-        shapes: tuple[tuple[int, ...], ...] = (),
-    ) -> None:
+    def send(self, kind: Kind, body: Mapping[str, Any] | None = None) -> None:
         """Send without waiting; a supervisor that does not read loses news, not the actor."""
         with self._lock:
             try:
-                self._socket.send(ActorMessage(kind, body or {}, shapes).encode(), zmq.NOBLOCK)
+                self._socket.send(ActorMessage(kind, body or {}).encode(), zmq.NOBLOCK)
             except zmq.Again:
                 return
 

@@ -17,12 +17,13 @@ from lrai.errors import ModelLoadError
 from lrai.scheduler.allocation import Measured, Point
 
 _SECONDS: Final = 0.15
+# Fewer undisturbed batches say nothing.
+_LEAST_BATCHES: Final = 3
+_LEAST_SHARE: Final = 0.5
 # A trial runs only when nobody else does, which may be never.
 _PATIENCE_S: Final = 20.0
 # Larger batches are not measured when they would take longer.
 _LONGEST_S: Final = 0.25
-# Share of the time that a trial may have waited for processors: beyond, others were measured too.
-_MOST_WAITED: Final = 0.25
 
 Shapes = tuple[tuple[int, ...], ...]
 """Of all inputs, batch dimension included."""
@@ -54,13 +55,17 @@ async def measure(
     """
     points: list[Point] = []
     async with _trials(supervisor, spec, allocation) as actors:
+        # Replicas that take turns do not show what they take from each other, nor do threads that
+        # leave their part to the first one show what they give.
+        least = _LEAST_SHARE if max(allocation) > 1 else 0.0
         single = await _run(actors[:1], sizes[1])
         for rows, shapes in sizes.items():
             if points and points[-1].batch_s * rows > _LONGEST_S * points[-1].rows:
                 break
             result = single if len(actors) == 1 and not points else await _run(actors, shapes)
-            if max(single.waited, result.waited) > _MOST_WAITED:
-                raise BusyMachineError
+            for one in (single, result):
+                if one.undisturbed < max(_LEAST_BATCHES, least * one.runs):
+                    raise BusyMachineError
             points.append(Point(rows, result.batch_s, result.cpu_s))
     return Measured(single.batch_s, tuple(points))
 
@@ -107,12 +112,13 @@ async def ask(trial: Actor, asked: TrialMessage) -> TrialResult:
 
 
 async def _run(trials: Sequence[Actor], shapes: Shapes) -> TrialResult:
-    """Have all run at once; return the means of their times, and the most of the rest."""
+    """Have all run at once; return the means of their times, and the worst of the rest."""
     asked = TrialMessage(shapes, _SECONDS)
     results = await asyncio.gather(*(ask(trial, asked) for trial in trials))
     return TrialResult(
         batch_s=sum(one.batch_s for one in results) / len(results),
         cpu_s=sum(one.cpu_s for one in results) / len(results),
-        waited=max(one.waited for one in results),
         used_bytes=max(one.used_bytes for one in results),
+        runs=max(one.runs for one in results),
+        undisturbed=min(one.undisturbed for one in results),
     )

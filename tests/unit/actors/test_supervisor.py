@@ -307,6 +307,8 @@ async def test_samples_of_outputs_reach_the_listener(supervisor, data_plane):
     assert body["outputs"][0] == {
         "name": "input_copy", "rows": 2, "nan": 0, "mean": 3.5, "min": 0.0, "max": 7.0,
     }  # fmt: skip
+    assert body["shapes"] == [[2, 4]]
+    assert [actor.shapes for actor in supervisor.actors_of(7)] == [((2, 4),)]
 
 
 async def test_actors_ignore_the_signals_of_their_group(supervisor, data_plane):
