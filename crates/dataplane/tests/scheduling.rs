@@ -38,8 +38,8 @@ struct Server {
 }
 
 impl Server {
-    fn start(settings: Value, knobs: &str, max_queue_requests: u32) -> Self {
-        let dataplane = Dataplane::new(config(&settings)).unwrap();
+    fn start(settings: &Value, knobs: &str, max_queue_requests: u32) -> Self {
+        let dataplane = Dataplane::new(config(settings)).unwrap();
         let running = serve(&dataplane).unwrap();
         let key = dataplane
             .add_model(lrai_dataplane::tensor::ModelSpec {
@@ -166,7 +166,7 @@ const SLOW: &str = r#""service":[[0,1,3500000]]"#;
 
 #[tokio::test]
 async fn a_request_that_would_miss_the_goal_is_refused_over_both_faces() {
-    let server = Server::start(json!({}), &format!(r#"{{"goal_us":1,{SLOW}}}"#), 1024);
+    let server = Server::start(&json!({}), &format!(r#"{{"goal_us":1,{SLOW}}}"#), 1024);
     let first = server.queue(2, "", "");
     assert_eq!(server.next_width(), 2, "nobody competes with the first one");
     assert_late(&receive(server.send(2, "", "")));
@@ -182,7 +182,7 @@ async fn a_request_that_would_miss_the_goal_is_refused_over_both_faces() {
 
 #[tokio::test]
 async fn a_request_that_would_miss_its_own_time_is_refused_and_others_wait() {
-    let server = Server::start(json!({}), &format!("{{{SLOW}}}"), 1024);
+    let server = Server::start(&json!({}), &format!("{{{SLOW}}}"), 1024);
     let first = server.queue(2, "", "");
     server.next_width();
     assert_late(&receive(server.send(2, r#""timeout":500000"#, "")));
@@ -199,7 +199,7 @@ async fn a_request_that_would_miss_its_own_time_is_refused_and_others_wait() {
 
 #[tokio::test]
 async fn what_became_late_while_it_waited_is_refused_instead_of_computed() {
-    let server = Server::start(json!({}), "{}", 1024);
+    let server = Server::start(&json!({}), "{}", 1024);
     let first = server.queue(1, "", "");
     server.next_width();
     let late = server.queue(2, r#""timeout":30000000"#, "");
@@ -217,7 +217,7 @@ async fn what_became_late_while_it_waited_is_refused_instead_of_computed() {
 
 #[tokio::test]
 async fn priorities_decide_who_is_next() {
-    let server = Server::start(json!({}), "{}", 1024);
+    let server = Server::start(&json!({}), "{}", 1024);
     let mut streams = vec![server.queue(1, "", "")];
     server.next_width();
     for (width, parameters) in [(2, ""), (3, r#""priority":2"#), (4, r#""priority":1"#)] {
@@ -232,7 +232,7 @@ async fn priorities_decide_who_is_next() {
 
 #[tokio::test]
 async fn a_tenant_leaves_others_their_place_and_their_turn() {
-    let server = Server::start(json!({ "tenant_header": "X-Tenant" }), "{}", 8);
+    let server = Server::start(&json!({ "tenant_header": "X-Tenant" }), "{}", 8);
     let mut streams = vec![server.queue(1, "", "x-tenant: flood\r\n")];
     server.next_width();
     for width in [2, 3, 4] {
