@@ -50,14 +50,14 @@ def fetch(http, server, path, limit_s=20.0):
 
 @pytest.fixture(scope="module")
 def hooks():
-    """A receiver of webhooks that fails once before it takes an answer."""
+    """A receiver of webhooks that fails once for each path before it takes an answer."""
     calls = []
 
     class Receiver(BaseHTTPRequestHandler):
         def do_POST(self):
             length = int(self.headers["Content-Length"])
             calls.append((self.path, dict(self.headers), self.rfile.read(length)))
-            self.send_response(500 if len(calls) == 1 else 200)
+            self.send_response(500 if [path for path, *_ in calls].count(self.path) == 1 else 200)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
@@ -218,19 +218,38 @@ def test_an_unknown_id_is_not_found(http, server, name):
     assert "lrai-request-id" not in answer.headers
 
 
-def test_a_webhook_gets_the_answer_even_if_it_fails_first(http, server, hooks):
-    headers = ASYNC | {"Lrai-Webhook": f"http://127.0.0.1:{hooks.server_port}/hook/1?a=b"}
-    taken = http(server.http, INFER, body([[1.0, 2.0, 3.0, 4.0]]), headers=headers)
-    answer = fetch(http, server, taken.headers["location"])
+def ask_with_webhook(http, server, hooks, path):
+    """Send a durable request whose answer goes to a path of the receiver."""
+    headers = ASYNC | {"Lrai-Webhook": f"http://127.0.0.1:{hooks.server_port}{path}"}
+    return http(server.http, INFER, body([[1.0, 2.0, 3.0, 4.0]]), headers=headers)
+
+
+def wait_for_calls(hooks, path, count):
+    """Wait until a path has been called so often; return its calls."""
     end = time.monotonic() + 20
-    while len(hooks.calls) < 2:
-        assert time.monotonic() < end, "the webhook was not called again"
+    while len(found := [call for call in hooks.calls if call[0] == path]) < count:
+        assert time.monotonic() < end, "the webhook was not called"
         time.sleep(0.01)
-    for path, got, data in hooks.calls:
-        assert (path, data) == ("/hook/1?a=b", answer.body)
+    return found
+
+
+def test_a_webhook_gets_the_answer_even_if_it_fails_first(http, server, hooks):
+    taken = ask_with_webhook(http, server, hooks, "/hook/1?a=b")
+    answer = fetch(http, server, taken.headers["location"])
+    for _, got, data in wait_for_calls(hooks, "/hook/1?a=b", 2):
+        assert data == answer.body
         named = {name.lower(): value for name, value in got.items()}
         assert named["lrai-request-id"] == taken.json["id"]
         assert (named["lrai-request-status"], named["content-type"]) == ("200", "application/json")
+
+
+def test_a_deleted_answer_is_not_sent_again(http, server, hooks):
+    taken = ask_with_webhook(http, server, hooks, "/hook/deleted")
+    wait_for_calls(hooks, "/hook/deleted", 1)
+    assert http(server.http, taken.headers["location"], method="DELETE").status == 204
+    ask_with_webhook(http, server, hooks, "/hook/later")
+    wait_for_calls(hooks, "/hook/later", 2)
+    assert len(wait_for_calls(hooks, "/hook/deleted", 1)) == 1
 
 
 def request(value, **parameters):
@@ -331,6 +350,12 @@ def test_a_full_journal_refuses_with_a_type_and_old_answers_make_room(http, repo
             assert time.monotonic() < end, "no room was made"
             time.sleep(0.05)
         assert http(server.http, taken.headers["location"]).status == 404
+
+
+def test_answers_that_nobody_could_fetch_are_refused_at_the_start(repository, tmp_path):
+    flags = [f"--state={tmp_path}", "--journal-keep=999ms"]
+    with pytest.raises(Exception, match="at least 1s"), start_server(repository, *flags):
+        pass
 
 
 def test_two_servers_do_not_share_a_journal(http, repository, server, tmp_path):

@@ -79,7 +79,8 @@ pub fn tag(id: &str, error: Error) -> Error {
     if id.is_empty() {
         return error;
     }
-    Error::new(error.code, format!("[request id: {id}] {}", error.message).into())
+    let message = format!("[request id: {id}] {}", error.message).into();
+    Error { retry_after_s: error.retry_after_s, ..Error::new(error.code, message) }
 }
 
 /// Reads a request that is JSON from end to end.

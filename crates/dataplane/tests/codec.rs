@@ -4,11 +4,12 @@
 mod support;
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use lrai_dataplane::check::{Checked, Wanted, WantedOutput, check};
 use lrai_dataplane::encode::{OutputView, encode};
-use lrai_dataplane::error::Result;
+use lrai_dataplane::error::{Error, Result};
 use lrai_dataplane::faces::binary::{parse_binary, parse_raw};
 use lrai_dataplane::fill::fill;
 use lrai_dataplane::proto::model_infer_request::InferInputTensor;
@@ -309,6 +310,14 @@ fn a_long_name_does_not_make_a_long_error() {
     assert!(error.message.starts_with("unexpected inference input 'éé"), "{error}");
     assert_eq!(error.message.chars().count(), 2048);
     assert_eq!(tag(&request.id, error).message.chars().count(), 2048);
+}
+
+#[test]
+fn a_named_request_hears_as_well_when_to_come_again() {
+    let error = Error::unavailable("full").retry_after(Duration::from_secs(7));
+    let tagged = tag("mine", error.clone());
+    assert_eq!((&*tagged.message, tagged.retry_after_s), ("[request id: mine] full", 7));
+    assert_eq!(tag("", error.clone()), error);
 }
 
 /// Bodies that exercise every part of the grammar.

@@ -31,7 +31,7 @@ use lrai_dataplane::stats::Refusal;
 use lrai_dataplane::tensor::DType;
 use prost::Message;
 use serde_json::{Value, json};
-use support::{Turn, attach, config, floats, spec};
+use support::{Turn, attach, config, floats, spec, wait_until};
 
 const SERVICE: &str = "/inference.GRPCInferenceService/";
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -101,16 +101,6 @@ impl Server {
         let body = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
         (status, if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() })
     }
-}
-
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    for _ in 0..5000 {
-        if is_so() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    panic!("after 5 s still not so: {what}");
 }
 
 /// A client that chooses its frames itself.

@@ -22,7 +22,7 @@ use lrai_dataplane::dataplane::Dataplane;
 use lrai_dataplane::listen::{Running, serve};
 use lrai_dataplane::tensor::DType;
 use serde_json::{Value, json};
-use support::{Turn, attach, floats, spec};
+use support::{Turn, attach, floats, spec, wait_until};
 
 const INFER: &str = "/v2/models/m/infer";
 
@@ -73,16 +73,6 @@ fn config(settings: &Value) -> Config {
     let mut all = json!({ "metrics_port": 0 });
     all.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
     support::config(&all)
-}
-
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    for _ in 0..5000 {
-        if is_so() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    panic!("after 5 s still not so: {what}");
 }
 
 fn connect(address: &str) -> TcpStream {

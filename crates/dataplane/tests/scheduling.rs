@@ -25,7 +25,7 @@ use lrai_dataplane::stats::Refusal;
 use lrai_dataplane::tensor::DType;
 use prost::Message;
 use serde_json::{Value, json};
-use support::{attach, config, floats, spec};
+use support::{attach, config, floats, spec, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -127,16 +127,6 @@ impl Server {
         let text = |name| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
         (text("grpc-status").unwrap(), text("grpc-message").unwrap_or_default(), text("retry-after"))
     }
-}
-
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    for _ in 0..5000 {
-        if is_so() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    panic!("after 5 s still not so: {what}");
 }
 
 /// Status, headers and body of the one answer that comes.

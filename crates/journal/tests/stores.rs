@@ -136,7 +136,7 @@ fn holds_the_contract(store: &mut dyn Store) {
 
 /// Thousands of answers whose time has passed hold up nobody, and are all forgotten.
 fn forgets_in_parts(store: &mut dyn Store) {
-    let writes: Vec<_> = (0..MAX_EXPIRED + 1).map(|at| accept(at as u128, None, "x")).collect();
+    let writes: Vec<_> = (0..=MAX_EXPIRED).map(|at| accept(at as u128, None, "x")).collect();
     let ids: Vec<_> = store.commit(&writes).unwrap().iter().map(accepted).collect();
     let answers: Vec<_> = ids.into_iter().map(|id| answer(id, "x", Progress::Done, 1000)).collect();
     store.commit(&answers).unwrap();

@@ -22,6 +22,7 @@ pub use config::{Config, Protocol};
 pub use engine::{Progress, run};
 pub use histogram::Histogram;
 pub use report::{ErrorCount, Latency, Report, Second, SendDelay};
+pub use schedule::SplitMix;
 
 /// Why a run could not take place. What goes wrong during a run is counted in its report instead.
 #[derive(Debug, thiserror::Error)]

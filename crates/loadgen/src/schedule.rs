@@ -61,11 +61,11 @@ impl Rate {
 }
 
 /// Steele, Lea and Flood's `SplitMix64`: one addition and a mix, good enough for arrival times.
-struct SplitMix(u64);
+pub struct SplitMix(pub u64);
 
 impl SplitMix {
     /// In (0, 1], so that its logarithm is finite.
-    fn uniform(&mut self) -> f64 {
+    pub fn uniform(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

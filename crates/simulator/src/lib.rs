@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use lrai_dataplane::knobs::Knobs;
 use lrai_dataplane::line::{self, Admission, LOWEST, Leaving, Line, Replicas, Waiting};
+use lrai_loadgen::SplitMix;
 use serde::Deserialize;
 
-use crate::service::Random;
 pub use crate::service::Service;
 use crate::tally::Tally;
 pub use crate::tally::{Counters, Outcome};
@@ -74,7 +74,7 @@ pub struct Simulator {
     knobs: Knobs,
     line: Line<Batch>,
     running: Vec<Option<Running>>,
-    random: Random,
+    random: SplitMix,
     tally: Tally,
 }
 
@@ -98,7 +98,7 @@ impl Simulator {
             knobs: Knobs::default(),
             line: Line::default(),
             running: (0..config.replicas).map(|_| None).collect(),
-            random: Random(config.seed),
+            random: SplitMix(config.seed),
             tally: Tally::new(&config),
             config,
         })

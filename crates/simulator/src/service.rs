@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use lrai_dataplane::knobs;
+use lrai_loadgen::SplitMix;
 use serde::Deserialize;
 
 /// Measured or made-up service times, and what disturbs them.
@@ -37,10 +38,10 @@ impl Service {
     }
 
     /// Nanoseconds for so many rows of a length, in a batch that begins at `now_s`; at least one.
-    pub fn draw_ns(&self, length: u32, rows: u32, now_s: f64, random: &mut Random) -> u64 {
+    pub fn draw_ns(&self, length: u32, rows: u32, now_s: f64, random: &mut SplitMix) -> u64 {
         let disturbed = self.slowdowns.iter().filter(|(from, to, _)| (*from..*to).contains(&now_s));
         let factor: f64 = disturbed.map(|(.., factor)| factor).product();
-        let noise = if self.noise > 0.0 { (1.0 + self.noise * random.normal()).max(0.1) } else { 1.0 };
+        let noise = if self.noise > 0.0 { (1.0 + self.noise * normal(random)).max(0.1) } else { 1.0 };
         let is_spike = self.spike.0 > 0.0 && random.uniform() <= self.spike.0;
         let spike_ns = if is_spike { self.spike.1 * 1e3 } else { 0.0 };
         let mean = self.times_us.predict(length, rows).unwrap_or(Duration::ZERO);
@@ -48,24 +49,9 @@ impl Service {
     }
 }
 
-/// Steele, Lea and Flood's `SplitMix64`.
-pub struct Random(pub u64);
-
-impl Random {
-    /// In (0, 1], so that its logarithm is finite.
-    fn uniform(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
-        ((z >> 11) + 1) as f64 / (1_u64 << 53) as f64
-    }
-
-    /// Standard normal (Box and Muller).
-    fn normal(&mut self) -> f64 {
-        (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
-    }
+/// Standard normal (Box and Muller).
+fn normal(random: &mut SplitMix) -> f64 {
+    (-2.0 * random.uniform().ln()).sqrt() * (std::f64::consts::TAU * random.uniform()).cos()
 }
 
 #[cfg(test)]
@@ -80,7 +66,7 @@ mod tests {
     #[test]
     fn noise_keeps_the_mean_spikes_add_and_a_neighbour_slows_down() {
         let mean = |service: &Service, now_s| {
-            let mut random = Random(7);
+            let mut random = SplitMix(7);
             (0..20_000).map(|_| service.draw_ns(0, 1, now_s, &mut random) as f64).sum::<f64>() / 20_000e3
         };
         let noisy = Service { noise: 0.1, slowdowns: vec![(1.0, 2.0, 3.0)], ..affine() };

@@ -4,6 +4,7 @@
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use lrai_dataplane::config::Config;
 use lrai_dataplane::dataplane::Dataplane;
@@ -13,6 +14,16 @@ use lrai_dataplane::tensor::{DType, ModelSpec, TensorSpec};
 use lrai_dataplane::wire::{Place, Run};
 use memmap2::{MmapOptions, MmapRaw};
 use serde_json::{Value, json};
+
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    for _ in 0..5000 {
+        if is_so() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("after 5 s still not so: {what}");
+}
 
 pub fn tensor(name: &str, datatype: DType, shape: &[i64]) -> TensorSpec {
     TensorSpec { name: name.into(), datatype, shape: shape.into(), optional: false, labels: Vec::new() }

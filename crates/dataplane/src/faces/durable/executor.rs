@@ -104,7 +104,7 @@ impl Durable {
         if answered.webhook().is_some() {
             // A slow receiver does not hold up the lane.
             let (dataplane, lane) = (Arc::clone(dataplane), lane.to_owned());
-            tokio::spawn(async move { webhook::call(&dataplane, id, answered, &lane).await });
+            tokio::spawn(async move { webhook::call(&dataplane, id, &lane).await });
         }
         Ok(())
     }
@@ -145,7 +145,7 @@ impl Durable {
     }
 
     /// The request, or the answer that is there already.
-    async fn find(&self, id: Id) -> Result<Option<Result<Request, Answered>>> {
+    pub(super) async fn find(&self, id: Id) -> Result<Option<Result<Request, Answered>>> {
         let found = self.insist(|| self.journal.find(id)).await?;
         let Some(found) = found else { return Ok(None) };
         Ok(Some(match found.progress {

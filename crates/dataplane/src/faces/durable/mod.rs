@@ -53,6 +53,8 @@ const IDEMPOTENCY_KEY: &str = "idempotency-key";
 const WEBHOOK: &str = "lrai-webhook";
 /// Longest idempotency key in bytes.
 const MAX_KEY: usize = 255;
+/// An answer that is kept for less could not be fetched.
+const LEAST_KEEP: Duration = Duration::from_secs(1);
 /// Webhooks that are called at the same time.
 const MAX_CALLS: usize = 16;
 
@@ -103,6 +105,9 @@ impl Durable {
         };
         let place: Place = place.parse()?;
         let keep = Duration::from_millis(*keep_ms);
+        if keep < LEAST_KEEP {
+            refuse!("answers would be forgotten after {keep:?}, hint: give --journal-keep at least 1s");
+        }
         let opened = Journal::open(&place, Limits { max_bytes: *max_bytes, keep })?;
         let durable = Self {
             journal: opened.journal,

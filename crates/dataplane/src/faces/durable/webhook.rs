@@ -33,7 +33,9 @@ pub struct Prefix {
 
 /// The parts of an address that may be called at all.
 fn parse(url: &str) -> Result<Uri> {
-    let Ok(uri) = url.parse::<Uri>() else { refuse!("the webhook '{url}' is no URL") };
+    let Ok(uri) = url.parse::<Uri>() else {
+        refuse!("the webhook '{url}' is no URL, hint: http://HOST[:PORT]/PATH, without a password")
+    };
     let authority = uri.authority().map_or("", |authority| authority.as_str());
     if uri.scheme_str() != Some("http") || authority.is_empty() || authority.contains('@') {
         refuse!("the webhook '{url}' cannot be called, hint: http://HOST[:PORT]/PATH, without a password");
@@ -79,22 +81,25 @@ pub fn check(url: &str, allowed: &[Prefix]) -> Result<()> {
     )))
 }
 
-/// Sends an answer until it is taken or the tries are over; then nothing is left to be done with it.
-pub async fn call(dataplane: &Arc<Dataplane>, id: Id, answered: Answered, lane: &str) {
-    let (Some(durable), Some(url)) = (&dataplane.durable, answered.webhook()) else { return };
+/// Sends an answer until it is taken or the tries are over; then nothing is left to be done with it. Between two tries the
+/// answer lies only in the journal, so that receivers that are away do not fill the memory.
+pub async fn call(dataplane: &Arc<Dataplane>, id: Id, lane: &str) {
+    let Some(durable) = &dataplane.durable else { return };
     let mut last = String::new();
-    let url = url.to_owned();
-    let (parts, body) = answered.reply(dataplane, id).into_parts();
     let mut is_taken = false;
     for pause in PAUSES_S {
         sleep(Duration::from_secs(pause)).await;
         let place = durable.calls.acquire().await;
-        // The operator may have changed the list since the request was taken.
-        let tried = async {
-            check(&url, &durable.webhooks)?;
-            post(&url, &parts, body.clone()).await
+        let answered = match durable.find(id).await {
+            Ok(Some(Err(answered))) => answered,
+            // It was removed, or its time has passed.
+            Ok(_) => return,
+            Err(error) => {
+                durable.tell("error", format!("the webhook of request {id} will be called again: {error}"));
+                return;
+            }
         };
-        let outcome = timeout(PATIENCE, tried).await;
+        let outcome = timeout(PATIENCE, send(dataplane, id, answered)).await;
         drop(place);
         match outcome {
             Ok(Ok(())) => {
@@ -111,6 +116,15 @@ pub async fn call(dataplane: &Arc<Dataplane>, id: Id, answered: Answered, lane: 
     if let Err(error) = durable.close(id).await {
         durable.tell("error", format!("the webhook of request {id} will be called again: {error}"));
     }
+}
+
+/// Sends an answer once, if the operator still allows its address: the list may have changed since it was asked for.
+async fn send(dataplane: &Dataplane, id: Id, answered: Answered) -> Result<()> {
+    let url = answered.webhook().unwrap_or_default().to_owned();
+    let webhooks = dataplane.durable.as_ref().map_or(&[][..], |durable| &durable.webhooks);
+    check(&url, webhooks)?;
+    let (parts, body) = answered.reply(dataplane, id).into_parts();
+    post(&url, &parts, body).await
 }
 
 /// One try; what is not answered with success has failed. Redirections are not followed.
