@@ -136,10 +136,13 @@ class ModelBased(Policy):
         if not curves:
             curves, probe_s = {0: (self.service.table_s(), self.service.doubt_s())}, _PROBE_S
         most = self.target.max_rows
-        self._caps = {
-            band: most if goal_s is None and table_s[-1] < _QUICK_S else _cap(table_s, doubt_s)
-            for band, (table_s, doubt_s) in curves.items()
-        }
+        self._caps, rows = {}, most
+        for band, (table_s, doubt_s) in sorted(curves.items()):
+            is_quick = goal_s is None and table_s[-1] < _QUICK_S
+            least = most if is_quick else _cap(table_s, doubt_s)
+            # Longer requests gain no more from company, as far as nothing else is known.
+            rows = min(least, rows) if doubt_s > 0 else least
+            self._caps[band] = rows
         if self._probed_s == float("-inf"):
             self._probed_s = seen.now_s
         elif seen.now_s - self._probed_s >= probe_s and min(self._caps.values()) < most:
