@@ -81,7 +81,8 @@ class Gateway:
         """Set when a batch of the model leaves (JSON of Knobs; absent fields take their defaults).
 
         `{"k", "cap", "tau_us", "slack_us", "work_conserving", "goal_us", "service": [[edge, rows,
-        microseconds], ...], "edges", "token_budget"}`; NativeError names a field that is not one.
+        microseconds], ...], "edges", "token_budget", "caps": [[edge, rows], ...]}`; NativeError
+        names a field that is not one.
         """
 
     def observe(self) -> str:

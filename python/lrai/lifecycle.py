@@ -234,5 +234,9 @@ def _fixed_knobs(served: ServedModel) -> Knobs | None:
     if served.is_tuned:
         return None
     return Knobs(
-        k=said.k, tau_s=said.tau_s, slack_s=said.slack_s, work_conserving=said.work_conserving
+        k=said.k,
+        tau_s=said.tau_s,
+        slack_s=said.slack_s,
+        work_conserving=said.work_conserving,
+        token_budget=said.token_budget,
     )

@@ -19,7 +19,8 @@ def server(tmp_path_factory):
     (folder / "mlp/lrai.toml").write_text("[scheduler]\nlatency_goal_ms = 250\n")
     models.identity(folder / "plain.onnx")
     models.identity(folder / "fixed/1/model.onnx")
-    (folder / "fixed/lrai.toml").write_text('[knobs]\ntau = "3ms"\nwork_conserving = false\n')
+    text = '[knobs]\ntau = "3ms"\nwork_conserving = false\ntoken_budget = 4096\n'
+    (folder / "fixed/lrai.toml").write_text(text)
     with start_server(folder, "--threads=1", f"--state={folder / '.state'}") as server:
         yield server
 
@@ -80,6 +81,7 @@ def test_knobs_that_were_set_stay(server, http):
     told = why(server, http, "fixed")
     assert told["policy"] == "static"
     assert (told["knobs"]["tau_ms"], told["knobs"]["work_conserving"]) == (3, False)
+    assert told["knobs"]["token_budget"] == 4096
 
 
 def test_only_served_models_are_explained(server, http):

@@ -145,10 +145,13 @@ class ModelBased(Policy):
         self._enough = {
             band: _enough(*curve, self._enough.get(band, most)) for band, curve in curves.items()
         }
-        caps = {
-            band: most if goal_s is None and table_s[-1] < _QUICK_S else self._enough[band]
-            for band, (table_s, _) in curves.items()
-        }
+        caps, rows = dict[int, int](), most
+        for band, (table_s, doubt_s) in sorted(curves.items()):
+            is_quick = goal_s is None and table_s[-1] < _QUICK_S
+            least = most if is_quick else self._enough[band]
+            # Longer requests gain no more from company, as far as nothing else is known.
+            rows = min(least, rows) if doubt_s > 0 else least
+            caps[band] = rows
         if self._probed_s == float("-inf"):
             self._probed_s = seen.now_s
         elif seen.now_s - self._probed_s >= probe_s and min(caps.values()) < most:

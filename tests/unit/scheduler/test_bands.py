@@ -91,6 +91,16 @@ def test_what_is_served_alone_is_tried_together_again() -> None:
     assert 4 <= len(tried) <= 6, "one tick every ten seconds"
 
 
+def test_lengths_that_were_not_compared_are_no_more_together_than_shorter_ones() -> None:
+    policy = ModelBased(Target(None, 128))
+    rng = random.Random(9)
+    for tick in range(30):
+        times = {rows: took_s(rows, 384, rng) for rows in (1, 2)}
+        found = [*samples(times, 1, 384), *samples({1: took_s(1, 768, rng)}, 1, 768)]
+        caps = dict(policy.decide(seen(tick / 10, rows=3, service=tuple(found))).caps)
+    assert caps == {384: 1, 768: 1}
+
+
 def test_a_batch_of_long_rows_is_kept_small_for_the_goal() -> None:
     policy = ModelBased(Target(0.2, 128))
     rng = random.Random(5)
