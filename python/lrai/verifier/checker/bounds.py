@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from lrai.verifier.checker.graph import ONE, Array, Graph, Linear, RefusedError, Relu, Slots
 
 Levels = NDArray[np.uint8]
+Signs = NDArray[np.int8]
 _UNIT_32: Final = 2.0**-24
 _UNIT_64: Final = 2.0**-53
 _INFLATED: Final = 1 + 2.0**-20
@@ -71,11 +72,7 @@ class Bounds:
         self._own = 2 * _gamma(4 * graph.slots + 4 * len(graph.operations) + 64, _UNIT_64)
 
     def regions(
-        self,
-        box: Array,
-        signs: NDArray[np.int8],
-        slopes: Slots | None = None,
-        around: State | None = None,
+        self, box: Array, signs: Signs, slopes: Slots | None = None, around: State | None = None
     ) -> State:
         """All bounds in boxes of inputs, `(2, N, n_in)`, where neurons have fixed signs.
 
@@ -135,7 +132,7 @@ class Bounds:
             state.form[:, :, one.out], state.rest[:, one.out] = form, rest
         state.lower[:, one.out], state.upper[:, one.out] = low, high
 
-    def _bend(self, state: State, one: Relu, signs: NDArray[np.int8]) -> None:
+    def _bend(self, state: State, one: Relu, signs: Signs) -> None:
         """Cut a Relu's inputs by the signs of its neurons; its lines and its box."""
         out, low, high = one.out, state.lower[:, one.inputs], state.upper[:, one.inputs]
         if signs.any():
