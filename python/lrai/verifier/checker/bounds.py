@@ -32,7 +32,10 @@ ROW_ELEMENTS: Final = 1 << 18
 
 @dataclass(frozen=True)
 class State:
-    """What is known of N regions, `(N, slots)` each; relaxations stand at the outputs of Relus."""
+    """What is known of N regions, `(N, slots)` each; relaxations stand at the outputs of Relus.
+
+    A lower end is above the upper one only where no input of the region has the fixed signs.
+    """
 
     lower: Array
     upper: Array
@@ -51,11 +54,6 @@ class State:
     costs there.
     """
 
-    @property
-    def is_empty(self) -> NDArray[np.bool_]:
-        """`(N,)`: no input of the region has the signs that are fixed."""
-        return np.asarray((self.lower > self.upper).any(axis=1))
-
 
 class Bounds:
     """Bounds of one graph under one arithmetic."""
@@ -63,8 +61,8 @@ class Bounds:
     def __init__(self, graph: Graph, is_float32: bool, slopes: Levels | None = None) -> None:
         """Prepare for a graph; roundings of its deployment count where `is_float32`.
 
-        `slopes` `(S + 1, hidden)` are lower slopes in steps of 1/255 to choose from; the last row
-        stands for the default ones.
+        `slopes` `(S, hidden)` are lower slopes in steps of 1/255 to choose from; the last row is
+        for the default ones.
         """
         self.graph, self._is_float32 = graph, is_float32
         self._slopes = np.zeros((1, len(graph.hidden)), np.uint8) if slopes is None else slopes
