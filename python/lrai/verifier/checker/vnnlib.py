@@ -55,6 +55,8 @@ class Query:
                 self._assertions.append(self._translated(formula))
             elif head == "declare-network":
                 self._declare(models, *parts)
+            elif head == "exit":
+                break
             elif head not in _SILENT:
                 raise RefusedError(f"the checker does not know {head!r} in a property")
         self.models = list(models.values()) or [0]
