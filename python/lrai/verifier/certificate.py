@@ -18,11 +18,11 @@ weights    f8   (leaves, M) non-negative: for each claim the sum of its weighted
                 shown to be > 0; no weight at all: Z3 closes the leaf
 betas      f4   (leaves, C, D): a multiplier >= 0 for each of the neuron splits from root to
                 leaf, at most D of them
-slopes     u1   (S, H) lower slopes of the hidden neurons, in steps of 1/255. Row S, which is not
-                stored, stands for the default: 1 where upper > -2 lower, else 0
+slopes     u1   (S, max(H, 1)) lower slopes of the hidden neurons, in steps of 1/255. The last row
+                stands for the default: 1 where upper > -2 lower, else 0
 slope      u4   (leaves, C) row of `slopes` for a claim
-tables     u4   (K, 2 H) rows of `slopes` for the lower bounds of the H hidden neurons' inputs,
-                then for the upper ones; row K, which is not stored, is all S
+tables     u4   (K, max(2 H, 1)) rows of `slopes` for the lower bounds of the H hidden neurons'
+                inputs, then for the upper ones
 table      u4   (leaves,) row of `tables`
 =========  ===  ==========================================================================
 
@@ -143,9 +143,10 @@ class Tree:
         weights = [(self._weights[leaf] * is_member).sum(axis=0) for leaf in order]
         slope, slopes = self._chosen_slopes(order)
         tables, table_slopes = self._chosen_tables(len(slopes))
+        width = slopes.shape[1]
         every = len(slopes) + len(table_slopes)
         slope[slope == len(slopes)] = every
-        table = [self._table[leaf] if len(tables) else 0 for leaf in order]
+        table = [self._table[leaf] for leaf in order]
         betas = np.zeros((len(order), len(self.cases), max(depths, default=0)), np.float32)
         known = [self._betas[leaf] for leaf in order]
         for row, given, depth in zip(betas, known, depths, strict=True):
@@ -159,7 +160,9 @@ class Tree:
             "at": np.array(at, np.float64),
             "weights": np.array(weights, np.float64),
             "betas": betas,
-            "slopes": np.concatenate([slopes, table_slopes]),
+            "slopes": np.concatenate(
+                [slopes, table_slopes, np.zeros_like(slopes, shape=(1, width))]
+            ),
             "slope": slope,
             "tables": tables,
             "table": np.array(table, np.uint32),
@@ -169,7 +172,7 @@ class Tree:
         """Of leaves: for each claim a row among the different slopes, or behind the last one."""
         known = [self._slopes[leaf] for leaf in order]
         given = [np.asarray(table, np.uint8) for table in known if table is not None]
-        rows = np.zeros((0, self.hidden), np.uint8)
+        rows = np.zeros((0, max(self.hidden, 1)), np.uint8)
         index = np.zeros((len(order), len(self.cases)), np.uint32)
         if given:
             rows, index[[table is not None for table in known]] = _unique(given)
@@ -177,9 +180,13 @@ class Tree:
         return index, rows
 
     def _chosen_tables(self, first: int) -> tuple[NDArray[np.uint32], Levels]:
-        """`(1 + tables, 2 * hidden)` rows of slopes, the first of which has a number; or none."""
+        """`(1 + tables, 2 * hidden)` rows of slopes, the first of which has a number.
+
+        Without slopes of the root all of them are the default.
+        """
         if self.refined is None:
-            return np.zeros((0, 2 * self.hidden), np.uint32), np.zeros((0, self.hidden), np.uint8)
+            none = np.zeros((0, max(self.hidden, 1)), np.uint8)
+            return np.full((1, max(2 * self.hidden, 1)), first, np.uint32), none
         both = np.concatenate([self.neurons, self.hidden + self.neurons])
         index = np.tile(first + np.arange(2 * self.hidden), (1 + len(self.tables), 1))
         rows = [self.refined]

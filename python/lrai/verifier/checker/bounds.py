@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from lrai.verifier.checker.graph import ONE, Array, Graph, Linear, RefusedError, Relu, Slots
 
 Levels = NDArray[np.uint8]
+Signs = NDArray[np.int8]
 _UNIT_32: Final = 2.0**-24
 _UNIT_64: Final = 2.0**-53
 _INFLATED: Final = 1 + 2.0**-20
@@ -31,7 +32,10 @@ ROW_ELEMENTS: Final = 1 << 18
 
 @dataclass(frozen=True)
 class State:
-    """What is known of N regions, `(N, slots)` each; relaxations stand at the outputs of Relus."""
+    """What is known of N regions, `(N, slots)` each; relaxations stand at the outputs of Relus.
+
+    A lower end is above the upper one only where no input of the region has the fixed signs.
+    """
 
     lower: Array
     upper: Array
@@ -50,11 +54,6 @@ class State:
     costs there.
     """
 
-    @property
-    def is_empty(self) -> NDArray[np.bool_]:
-        """`(N,)`: no input of the region has the signs that are fixed."""
-        return np.asarray((self.lower > self.upper).any(axis=1))
-
 
 class Bounds:
     """Bounds of one graph under one arithmetic."""
@@ -62,8 +61,8 @@ class Bounds:
     def __init__(self, graph: Graph, is_float32: bool, slopes: Levels | None = None) -> None:
         """Prepare for a graph; roundings of its deployment count where `is_float32`.
 
-        `slopes` `(S + 1, hidden)` are lower slopes in steps of 1/255 to choose from; the last row
-        stands for the default ones.
+        `slopes` `(S, hidden)` are lower slopes in steps of 1/255 to choose from; the last row is
+        for the default ones.
         """
         self.graph, self._is_float32 = graph, is_float32
         self._slopes = np.zeros((1, len(graph.hidden)), np.uint8) if slopes is None else slopes
@@ -71,11 +70,7 @@ class Bounds:
         self._own = 2 * _gamma(4 * graph.slots + 4 * len(graph.operations) + 64, _UNIT_64)
 
     def regions(
-        self,
-        box: Array,
-        signs: NDArray[np.int8],
-        slopes: Slots | None = None,
-        around: State | None = None,
+        self, box: Array, signs: Signs, slopes: Slots | None = None, around: State | None = None
     ) -> State:
         """All bounds in boxes of inputs, `(2, N, n_in)`, where neurons have fixed signs.
 
@@ -135,7 +130,7 @@ class Bounds:
             state.form[:, :, one.out], state.rest[:, one.out] = form, rest
         state.lower[:, one.out], state.upper[:, one.out] = low, high
 
-    def _bend(self, state: State, one: Relu, signs: NDArray[np.int8]) -> None:
+    def _bend(self, state: State, one: Relu, signs: Signs) -> None:
         """Cut a Relu's inputs by the signs of its neurons; its lines and its box."""
         out, low, high = one.out, state.lower[:, one.inputs], state.upper[:, one.inputs]
         if signs.any():

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,10 @@ class CheckResult:
     accepted: bool
     reason: str
     """Why it was refused, or what was proved."""
-    leaves: int
+    leaves: int = 0
     """Leaves that were proved."""
-    seconds: float
-    exact: int
+    seconds: float = 0.0
+    exact: int = 0
     """Leaves that Z3 has closed."""
 
 
@@ -40,12 +40,12 @@ def check(
     """
     started = time.perf_counter()
     content, text, *rest = [Path(path).read_bytes() for path in (certificate, subject, *models)]
-    found = list[tuple[str, int, int]]()
+    found = list[CheckResult]()
     reason = _refusal(lambda: found.append(_prove(content, unpack(text), rest, exact)))
-    arithmetic, leaves, closed = found[0] if found else ("", 0, 0)
     seconds = time.perf_counter() - started
-    sentence = reason or f"proved again under {arithmetic} arithmetic"
-    return CheckResult(not reason, sentence, leaves, seconds, closed)
+    return replace(
+        found[0] if found else CheckResult(accepted=False, reason=reason), seconds=seconds
+    )
 
 
 def refusal(models: Sequence[str | Path]) -> str:
@@ -65,11 +65,8 @@ def _refusal(run: Callable[[], object]) -> str:
     return ""
 
 
-def _prove(content: bytes, text: bytes, models: list[bytes], wanted: int) -> tuple[str, int, int]:
-    """The arithmetic, the number of leaves and of those that Z3 has closed.
-
-    Raises what shows that nothing is proved.
-    """
+def _prove(content: bytes, text: bytes, models: list[bytes], wanted: int) -> CheckResult:
+    """What is proved; raises what shows that nothing is."""
     archive, query = Archive(content), Query(text.decode("utf-8", "replace"))
     header, digests = archive.header, [hashlib.sha256(one).hexdigest() for one in models]
     is_each = set(query.models) == set(range(len(models)))
@@ -89,7 +86,8 @@ def _prove(content: bytes, text: bytes, models: list[bytes], wanted: int) -> tup
         leaves = Leaves(tree, bounds)
         closed += leaves.prove(wanted - closed)
         count += len(leaves.all)
-    return header["arithmetic"], count, closed
+    sentence = f"proved again under {header['arithmetic']} arithmetic"
+    return CheckResult(accepted=True, reason=sentence, leaves=count, exact=closed)
 
 
 def _with_conditions(graph: Graph, outputs: Slots, tree: Tree) -> Graph:

@@ -27,12 +27,12 @@ def linear(row: Any, names: Sequence[str], constant: float = 0.0) -> str:
     return f"(+ {' '.join([*terms, number(constant)])})"
 
 
-def satisfiable(names: Iterable[str], assertions: Iterable[str]) -> str:
+def satisfiable(names: Iterable[str], assertions: Iterable[str], effort: int = 1) -> str:
     """What Z3 says of assertions about real variables: `unsat`, `sat` or `unknown`."""
     import z3
 
     solver = z3.Solver()
-    solver.set(**_LIMITS)
+    solver.set(**{limit: effort * value for limit, value in _LIMITS.items()})
     declared = "".join(f"(declare-const {name} Real)" for name in names)
     solver.from_string(declared + "".join(f"(assert {one})" for one in assertions))
     return str(solver.check())

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -64,18 +64,12 @@ class Archive:
         tree["weights"] = tree["weights"].reshape(leaves, conditions)
         tree["slope"] = tree["slope"].reshape(leaves, claims)
         tree["betas"] = tree["betas"].reshape(leaves, claims, -1)
-        tree["slopes"] = _rows(tree["slopes"], len(graph.hidden), 0)
-        tree["tables"] = _rows(tree["tables"], 2 * len(graph.hidden), len(tree["slopes"]) - 1)
+        tree["slopes"] = tree["slopes"].reshape(-1, max(len(graph.hidden), 1))
+        tree["tables"] = tree["tables"].reshape(-1, max(2 * len(graph.hidden), 1))
         is_allowed = [((tree[x] >= 0) & (tree[x] < np.inf)).all() for x in ("weights", "betas")]
         if not all(is_allowed) or tree["slope"].max() >= len(tree["slopes"]):
             raise RefusedError(f"tree {index} has a number that is not allowed")
         return tree
-
-
-def _rows(array: Any, width: int, last: int) -> Any:
-    """An array as rows, and behind them one for what none of them is meant for."""
-    rows = array.reshape(-1, max(width, 1))[:, :width]
-    return np.append(rows, np.full((1, width), last, array.dtype), axis=0)
 
 
 @dataclass(frozen=True)
@@ -84,10 +78,8 @@ class Leaf:
 
     box: Array
     """`(2, n_in)`: lower, upper."""
-    neurons: tuple[int, ...] = ()
-    """Those with fixed signs, from the root."""
-    signs: tuple[int, ...] = ()
-    """1 where the input of one is >= 0, -1 where it is <= 0."""
+    signs: dict[int, int] = field(default_factory=dict)
+    """Of neurons, from the root: 1 where the input of one is >= 0, -1 where it is <= 0."""
     origin: int = 0
     """Its place in the tree."""
 
@@ -112,10 +104,8 @@ class Leaves:
                 self.all.append(replace(leaf, origin=len(self.all)))
             elif 0 <= axis < len(leaf.box[0]) and leaf.box[0, axis] <= at <= leaf.box[1, axis]:
                 stack += leaf.cut(axis, at)
-            elif 0 <= neuron < len(bounds.graph.hidden) and neuron not in leaf.neurons:
-                neurons = (*leaf.neurons, neuron)
-                for sign in (1, -1):
-                    stack.append(replace(leaf, neurons=neurons, signs=(*leaf.signs, sign)))
+            elif 0 <= neuron < len(bounds.graph.hidden) and neuron not in leaf.signs:
+                stack += [replace(leaf, signs=leaf.signs | {neuron: sign}) for sign in (1, -1)]
             else:
                 raise RefusedError("a tree has a split outside of its box or of the network")
         if stack:
@@ -149,7 +139,7 @@ class Leaves:
         """What is known of the regions of leaves."""
         signs = np.zeros((len(leaves), len(self._bounds.graph.hidden)), np.int8)
         for row, leaf in zip(signs, leaves, strict=True):
-            row[list(leaf.neurons)] = leaf.signs
+            row[list(leaf.signs)] = list(leaf.signs.values())
         box = np.stack([leaf.box for leaf in leaves], axis=1)
         tables = self._tree["tables"][self._tree["table"][[leaf.origin for leaf in leaves]]]
         return self._bounds.regions(box, signs, tables, self._root)
@@ -163,13 +153,15 @@ class Leaves:
         rows[:, :, -tree["offset"].size :] = tree["weights"][origin, None] * is_member
         for row, leaf in zip(rows, leaves, strict=True):
             # To subtract what is >= 0 keeps a lower bound, and so does to add what is <= 0.
-            betas = tree["betas"][leaf.origin][:, : len(leaf.neurons)]
-            sources = [bounds.graph.hidden[neuron] for neuron in leaf.neurons]
-            np.subtract.at(row.T, sources, (betas * leaf.signs).T)
+            betas = tree["betas"][leaf.origin][:, : len(leaf.signs)]
+            sources = [bounds.graph.hidden[neuron] for neuron in leaf.signs]
+            np.subtract.at(row.T, sources, (betas * list(leaf.signs.values())).T)
             charge.append(betas @ state.error[sources])
         rows, regions = rows.reshape(-1, rows.shape[2]), np.repeat(np.arange(len(leaves)), claims)
         bound = bounds.lower(rows, state, regions, tree["slope"][origin].ravel())
-        is_closed = (bound.reshape(-1, claims) - charge > 0).all(axis=1) | state.is_empty
+        # No input has the fixed signs where what is known contradicts itself.
+        is_empty = (state.lower > state.upper).any(axis=1)
+        is_closed = (bound.reshape(-1, claims) - charge > 0).all(axis=1) | is_empty
         influence = np.abs(rows[:, bounds.inputs]).reshape(len(leaves), claims, -1).sum(axis=1)
         halves = list[Leaf]()
         for place in np.flatnonzero(~is_closed).tolist():
@@ -182,6 +174,5 @@ class Leaves:
         """What Z3 says of a leaf; see `exact.ask`."""
         conditions = np.arange(self._bounds.graph.slots)[-self._tree["offset"].size :]
         claims = [conditions[self._tree["claim"] == x] for x in np.unique(self._tree["claim"])]
-        hidden = self._bounds.graph.hidden
-        signs = {hidden[x]: sign for x, sign in zip(leaf.neurons, leaf.signs, strict=True)}
+        signs = {self._bounds.graph.hidden[x]: sign for x, sign in leaf.signs.items()}
         return ask(self._bounds, self._look([leaf]), signs, claims)

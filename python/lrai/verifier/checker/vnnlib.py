@@ -6,6 +6,7 @@ becomes one; inputs and outputs of several networks follow each other.
 
 import gzip
 import io
+import math
 import re
 from ast import literal_eval
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ from lrai.verifier.checker.exact import linear, number, satisfiable
 from lrai.verifier.checker.graph import RefusedError, Slots
 
 _MAX_BYTES: Final = 1 << 26
+_MAX_ELEMENTS: Final = 1 << 22
+_EFFORT: Final = 100
+"""Steps that Z3 may take, in those for a leaf: thousands of cases in boxes of their own."""
 _WORDS: Final = re.compile(r";[^\n]*|[()]|[^\s();\[\]]*\[[^\]]*\]|[^\s();]+")
 _NUMBER: Final = re.compile(r"[-+]?(\d{1,400}\.?\d{0,400}|\.\d{1,400})([eE][-+]?\d{1,3})?")
 _SIGNS: Final = {"==": "=", "!=": "distinct"}
@@ -51,6 +55,8 @@ class Query:
                 self._assertions.append(self._translated(formula))
             elif head == "declare-network":
                 self._declare(models, *parts)
+            elif head == "exit":
+                break
             elif head not in _SILENT:
                 raise RefusedError(f"the checker does not know {head!r} in a property")
         self.models = list(models.values()) or [0]
@@ -61,14 +67,12 @@ class Query:
 
         `shared` numbers the inputs of all networks as the trees do.
         """
-        x, y = (
-            [f"{side}_{i}" for i in range(n)] for side, n in (("X", shared.size), ("Y", outputs))
-        )
+        x, y = [f"X_{i}" for i in range(shared.size)], [f"Y_{i}" for i in range(outputs)]
         first = np.unique(shared, return_index=True)[1]
         same = [f"(= {x[i]} {x[first[k]]})" for i, k in enumerate(shared)]
         regions = [_region(tree, [*y, *(x[i] for i in first)]) for tree in trees]
         missed = f"(not (and {' '.join(same)} (or false {' '.join(regions)})))"
-        return satisfiable([*x, *y], [*self._assertions, missed]) != "unsat"
+        return satisfiable([*x, *y], [*self._assertions, missed], _EFFORT) != "unsat"
 
     def _declare(self, models: dict[str, int], name: str, *parts: Any) -> None:
         models[name] = len(set(models.values()))
@@ -77,9 +81,10 @@ class Query:
                 models[name] = models[first]
             elif kind != "isomorphic-to":
                 side, (_, sizes) = {"declare-input": "X", "declare-output": "Y"}[kind], rest
-                if "[" not in sizes or sizes == "[]":
-                    raise RefusedError("the property has a tensor without dimensions")
-                for place in np.ndindex(*literal_eval(sizes)):
+                shape = literal_eval(sizes)
+                if not shape or math.prod(shape) > _MAX_ELEMENTS:
+                    raise RefusedError("the property has a tensor without dimensions, or too large")
+                for place in np.ndindex(*shape):
                     key = f"{first}[{','.join(map(str, place))}]"
                     self._elements[key] = f"{side}_{self._counts[side]}"
                     self._counts[side] += 1
