@@ -27,9 +27,10 @@ table      u4   (leaves,) row of `tables`
 =========  ===  ==========================================================================
 
 Hidden neurons are the elements of all Relu nodes in the models' order of nodes. A claim is a case
-of the property; a leaf is closed when it contradicts every claim. Intermediate bounds are not
-stored: the checker computes them in the leaf's box and with the signs of its path (Zhang et al.
-2018). A tree may split inputs and neurons in any order.
+of the property; a leaf is closed when it contradicts every claim, or when no input has the signs of
+its path: then the weights may all be 0, and multipliers alone have a positive bound. Intermediate
+bounds are not stored: the checker computes them in the leaf's box and with the signs of its path
+(Zhang et al. 2018). A tree may split inputs and neurons in any order.
 """
 
 import hashlib

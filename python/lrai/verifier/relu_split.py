@@ -1,8 +1,9 @@
 """Branch and bound over the signs of Relus: for networks of many inputs.
 
 Depth first. In each region the boxes of all nodes are computed again, then the claims are bounded
-with optimised slopes and split multipliers (beta-CROWN, Wang et al. 2021). Between regions,
-gradient descent looks for a counterexample, from fresh points and from minimisers of the bounds.
+with optimised slopes and split multipliers (beta-CROWN, Wang et al. 2021), where gradients are not
+enough by linear programs. Between regions, gradient descent looks for a counterexample, from fresh
+points and from minimisers of the bounds.
 """
 
 import time
