@@ -22,6 +22,7 @@ from lrai.verifier.operators.base import Box
 from lrai.verifier.property import Case
 from lrai.verifier.regions import Index
 from lrai.verifier.relu_bounds import Region, ReluBox, Signs
+from lrai.verifier.sign_proof import SignProof, SignProofs
 from lrai.verifier.slope_ascent import MARGIN, Ascended, Levels, Multipliers, Start, Steps, ascend
 from lrai.verifier.smt import ask
 from lrai.verifier.verdict import Witness
@@ -34,7 +35,7 @@ _ATTACK_S, _ATTACK_SHARE = 1.5, 0.15
 _QUICK, _LONG = Steps(12), Steps(300, 0.1, 0.1, 0.99)
 _CANDIDATES: Final = 16
 _LEAST_GAIN: Final = 1e-6
-_EVERY: Final = 4
+_EVERY: Final = 2
 """So many splits below the last time, the slopes behind a region's boxes are optimised again."""
 _ADAPT: Final = Steps(8)
 _LEAST_BETTER: Final = 0.02
@@ -56,6 +57,8 @@ class _Open:
     signs: Signs
     path: tuple[int, ...]
     """Split neurons from the root."""
+    depth: int
+    """So many of them halved a region; the others follow from these."""
     slopes: Levels
     """`(claims, H)`: where the ascent begins, as the betas."""
     betas: Multipliers
@@ -165,12 +168,13 @@ class ReluSplit:
         levels = np.tile(box.default_levels(region), (len(self.cases), 1))
         none: Multipliers = np.zeros(levels.shape, np.float32)
         signs = np.zeros(box.hidden, np.int8)
-        self._stack = [_Open(0, signs, (), levels, none, -np.inf, region.boxes, 0)]
+        self._proofs = SignProofs(box)
+        self._stack = [_Open(0, signs, (), 0, levels, none, -np.inf, region.boxes, 0)]
 
     def _visit(self, one: _Open, confirm: Confirm) -> Witness | None:
         self.boxes += 1
-        if one.path and len(one.path) % _EVERY == 0:
-            one = self._adapted(one)
+        if one.depth and one.depth % _EVERY == 0:
+            one = self._signed(self._adapted(one))
             if one.bound == np.inf:
                 self._close(one, np.inf)
                 return None
@@ -215,6 +219,34 @@ class ReluSplit:
         tables.append(levels)
         return replace(one, boxes=boxes, table=len(tables), bound=bound)
 
+    def _signed(self, one: _Open) -> _Open:
+        """The region with the signs that follow from its splits; its bound is infinite if empty."""
+        box, levels = self._box, self._levels(one.table)
+        for relu in box.relus:
+            if one.bound == np.inf:
+                break
+            found = list(self._proofs.find(relu, one.boxes, one.signs, levels))
+            for proof in found:
+                one = self._ruled_out(one, proof)
+            if found:
+                boxes, is_empty = box.regions(one.signs[None], levels)
+                one = replace(one, boxes=boxes, bound=np.inf if is_empty[0] else one.bound)
+        return one
+
+    def _ruled_out(self, one: _Open, proof: SignProof) -> _Open:
+        """The side of a split that is left when a proof closes the other one."""
+        if one.signs[proof.neuron]:
+            return one
+        sides = self.tree.split(one.node, -2 - int(self._kept[proof.neuron]))
+        path, count = (*one.path, proof.neuron), len(self.cases)
+        slopes = np.zeros((count, self._hidden), np.uint8)
+        slopes[:, self._kept] = proof.slopes
+        betas = np.tile(proof.betas[list(path)].astype(np.float64), (count, 1))
+        self.tree.close(sides[proof.sign < 0], self._weights, slopes, betas, one.table)
+        signs = one.signs.copy()
+        signs[proof.neuron] = proof.sign
+        return replace(one, node=sides[proof.sign > 0], signs=signs, path=path)
+
     def _levels(self, table: int) -> Levels:
         """The levels of a region: the root's, or those that were adapted."""
         return self.tree.tables[table - 1] if table else self._box.levels
@@ -228,7 +260,7 @@ class ReluSplit:
             self._stuck.append(one)
             return None if exact.point is None else confirm(self.cases[claim], exact.point)
         self.tree.close_exactly(one.node, one.table)
-        self.share += 2.0 ** -len(one.path)
+        self.share += 2.0**-one.depth
         self.worst = min(self.worst, 0.0)
         return None
 
@@ -299,8 +331,8 @@ class ReluSplit:
         for side, node in enumerate(children):
             place = 2 * best + side
             child = _Open(
-                node, signs[place], (*one.path, neuron), one.slopes, one.betas,
-                float(worst[place]), _of(boxes, place), one.table,
+                node, signs[place], (*one.path, neuron), one.depth + 1, one.slopes,
+                one.betas, float(worst[place]), _of(boxes, place), one.table,
             )  # fmt: skip
             if is_empty[place]:
                 self._close(child, np.inf)
@@ -327,7 +359,7 @@ class ReluSplit:
         slopes[:, self._kept] = one.slopes
         betas = one.betas[:, list(one.path)].astype(np.float64)
         self.tree.close(one.node, self._weights, slopes, betas, one.table)
-        self.share += 2.0 ** -len(one.path)
+        self.share += 2.0**-one.depth
         self.worst = min(self.worst, bound)
 
     # ---- counterexamples -----------------------------------------------------------------------
