@@ -174,9 +174,9 @@ class ReluSplit:
     def _visit(self, one: _Open, confirm: Confirm) -> Witness | None:
         self.boxes += 1
         if one.depth and one.depth % _EVERY == 0:
-            one = self._signed(self._adapted(one))
+            one = self._adapted(one)
+            one = one if one.bound == np.inf else self._signed(one)
             if one.bound == np.inf:
-                self._close(one, np.inf)
                 return None
         region = Region(one.boxes, {})
         found = self._bound(self._box, region, one, _QUICK)
@@ -204,48 +204,50 @@ class ReluSplit:
     def _adapted(self, one: _Open) -> _Open:
         """The region with levels of its own, for itself and all regions in it, if they help.
 
-        Its bound is infinite where they show that it is empty.
+        It is closed, and its bound is infinite, where they show that it is empty.
         """
         tables = self.tree.tables
         if sum(table.nbytes for table in tables) > _TABLE_BYTES:
             return one
         levels = self._box.adapted(one.signs, self._levels(one.table), _ADAPT)
         boxes, is_empty = self._box.regions(one.signs[None], levels)
-        bound = np.inf
-        if not is_empty[0]:
-            bound = float(min(self._look(one, boxes, np.arange(len(self.cases)))[0], 0.0))
-            if bound < one.bound - _LEAST_BETTER * one.bound:
-                return one
+        bound = float(min(self._look(one, boxes, np.arange(len(self.cases)))[0], 0.0))
+        if not is_empty[0] and bound < one.bound - _LEAST_BETTER * one.bound:
+            return one
         tables.append(levels)
-        return replace(one, boxes=boxes, table=len(tables), bound=bound)
+        found = replace(one, boxes=boxes, table=len(tables), bound=bound)
+        return self._close(found, np.inf) if is_empty[0] else found
 
     def _signed(self, one: _Open) -> _Open:
-        """The region with the signs that follow from its splits; its bound is infinite if empty."""
+        """The region with the signs that follow from its splits; closed if these contradict."""
         box, levels = self._box, self._levels(one.table)
         for relu in box.relus:
-            if one.bound == np.inf:
-                break
             found = list(self._proofs.find(relu, one.boxes, one.signs, levels))
             for proof in found:
                 one = self._ruled_out(one, proof)
+                if one.bound == np.inf:
+                    return one
             if found:
                 boxes, is_empty = box.regions(one.signs[None], levels)
-                one = replace(one, boxes=boxes, bound=np.inf if is_empty[0] else one.bound)
+                one = replace(one, boxes=boxes)
+                if is_empty[0]:
+                    return self._close(one, np.inf)
         return one
 
     def _ruled_out(self, one: _Open, proof: SignProof) -> _Open:
         """The side of a split that is left when a proof closes the other one."""
-        if one.signs[proof.neuron]:
-            return one
-        sides = self.tree.split(one.node, -2 - int(self._kept[proof.neuron]))
-        path, count = (*one.path, proof.neuron), len(self.cases)
-        slopes = np.zeros((count, self._hidden), np.uint8)
-        slopes[:, self._kept] = proof.slopes
-        betas = np.tile(proof.betas[list(path)].astype(np.float64), (count, 1))
-        self.tree.close(sides[proof.sign < 0], self._weights, slopes, betas, one.table)
+        slopes, betas = (
+            np.repeat(part[None], len(self.cases), axis=0) for part in (proof.slopes, proof.betas)
+        )
+        if one.signs[proof.neuron] == -proof.sign:
+            return self._close(replace(one, slopes=slopes, betas=betas), np.inf, is_claimed=False)
+        nodes = self.tree.split(one.node, -2 - int(self._kept[proof.neuron]))
+        sides = [replace(one, node=node, path=(*one.path, proof.neuron)) for node in nodes]
+        empty, rest = sides if proof.sign > 0 else reversed(sides)
+        self._write(replace(empty, slopes=slopes, betas=betas), is_claimed=False)
         signs = one.signs.copy()
         signs[proof.neuron] = proof.sign
-        return replace(one, node=sides[proof.sign > 0], signs=signs, path=path)
+        return replace(rest, signs=signs)
 
     def _levels(self, table: int) -> Levels:
         """The levels of a region: the root's, or those that were adapted."""
@@ -354,13 +356,20 @@ class ReluSplit:
         found: Array = box.bounds.lower(rows, regions, None, choice).min(axis=1, initial=np.inf)
         return np.where(np.isnan(found), -np.inf, found)
 
-    def _close(self, one: _Open, bound: float) -> None:
+    def _close(self, one: _Open, bound: float, *, is_claimed: bool = True) -> _Open:
+        """Count and write a leaf; returns it with an infinite bound."""
+        self._write(one, is_claimed=is_claimed)
+        self.share += 2.0**-one.depth
+        self.worst = min(self.worst, bound)
+        return replace(one, bound=np.inf)
+
+    def _write(self, one: _Open, *, is_claimed: bool) -> None:
+        """Write a leaf; without claims its multipliers show that it is empty."""
         slopes = np.zeros((len(self.cases), self._hidden), np.uint8)
         slopes[:, self._kept] = one.slopes
         betas = one.betas[:, list(one.path)].astype(np.float64)
-        self.tree.close(one.node, self._weights, slopes, betas, one.table)
-        self.share += 2.0**-one.depth
-        self.worst = min(self.worst, bound)
+        weights = self._weights if is_claimed else np.zeros_like(self._weights)
+        self.tree.close(one.node, weights, slopes, betas, one.table)
 
     # ---- counterexamples -----------------------------------------------------------------------
 

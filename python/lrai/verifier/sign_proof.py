@@ -13,7 +13,8 @@ from typing import Final
 import numpy as np
 
 from lrai.verifier.bounds import Bounds
-from lrai.verifier.operators.base import Box
+from lrai.verifier.operators.base import Array, Box
+from lrai.verifier.regions import Index
 from lrai.verifier.relu_bounds import ReluBox, Signs, until
 from lrai.verifier.slope_ascent import Ascended, Levels, Multipliers, Start, Steps, ascend
 
@@ -23,8 +24,6 @@ _REACH: Final = 6.0
 """Rows go on that would be proved by so many times what the first steps gained."""
 _LEAST: Final = 1e-5
 """By how much an input must be away from zero: the checker rounds elsewhere than the search."""
-_EXCESS: Final = 256.0
-"""How far the multiplier of a closed side outweighs what a claim may be missed by there."""
 
 
 @dataclass(frozen=True)
@@ -50,30 +49,21 @@ class SignProofs:
             relu: Bounds(until(box.network, source), box.arithmetic)
             for relu, source in box.sources.items()
         }
-        least = box.around[-1].lower.min(initial=0.0)
-        self._excess = _EXCESS * (1.0 - float(least))
 
     def find(
         self, relu: int, boxes: list[Box], signs: Signs, levels: Levels
     ) -> Iterator[SignProof]:
         """Yield proofs for inputs of a Relu, in a region with node boxes from signs and levels."""
-        box, source, part = self._box, self._box.sources[relu], self._box.slices[relu]
-        earlier, known = box.earlier(relu), boxes[source]
-        split = [other for other in earlier if signs[box.slices[other]].any()]
+        source, part = self._box.sources[relu], self._box.slices[relu]
+        known, bounds = boxes[source], self._bounds[relu]
         neurons = np.flatnonzero((known.lower[0] < 0) & (known.upper[0] > 0))
-        if not len(neurons) or not split:
-            return
         both, side = np.tile(neurons, 2), np.repeat([1.0, -1.0], len(neurons))
+        start = self._start(relu, both, side, (signs, levels))
+        if not len(neurons) or not start.betas:
+            return
         rows = np.zeros((len(both), known.lower.shape[1]))
         rows[np.arange(len(both)), both] = side
         before = np.where(side > 0, known.lower[0, both], -known.upper[0, both])
-        places = part.start + both + np.where(side > 0, 0, box.hidden)
-        start = Start(
-            {other: levels[places, box.slices[other]] for other in earlier},
-            {other: np.zeros((len(both), _size(box.slices[other])), np.float32) for other in split},
-            {other: signs[box.slices[other]].astype(np.float64) for other in split},
-        )
-        bounds = self._bounds[relu]
         regions = bounds.relax(boxes[: source + 1])
         found = ascend(bounds, regions, rows, start, _FIRST)
         rest = np.flatnonzero(found.bound + _REACH * (found.bound - before) > 0)
@@ -89,16 +79,25 @@ class SignProofs:
             place = rest[row]
             yield self._proof(part.start + int(both[place]), int(side[place]), found, int(row))
 
+    def _start(self, relu: int, both: Index, side: Array, given: tuple[Signs, Levels]) -> Start:
+        """The levels of the neurons' bounds, and no multiplier for any split."""
+        (signs, levels), parts, earlier = given, self._box.slices, self._box.earlier(relu)
+        places = parts[relu].start + both + np.where(side > 0, 0, self._box.hidden)
+        split = [other for other in earlier if signs[parts[other]].any()]
+        return Start(
+            {other: levels[places, parts[other]] for other in earlier},
+            {other: np.zeros((len(both), _size(parts[other])), np.float32) for other in split},
+            {other: signs[parts[other]].astype(np.float64) for other in split},
+        )
+
     def _proof(self, neuron: int, sign: int, found: Ascended, row: int) -> SignProof:
-        """Scaled by a power of two, which rounds nothing, until every claim is outweighed."""
-        scale = 2.0 ** np.ceil(np.log2(self._excess / found.bound[row]))
         slopes = np.zeros(self._box.hidden, np.uint8)
         betas: Multipliers = np.zeros(self._box.hidden, np.float32)
         for relu, levels in found.slopes.items():
             slopes[self._box.slices[relu]] = levels[row]
         for relu, values in found.betas.items():
-            betas[self._box.slices[relu]] = values[row] * np.float32(scale)
-        betas[neuron] = scale
+            betas[self._box.slices[relu]] = values[row]
+        betas[neuron] = 1.0
         return SignProof(neuron, sign, slopes, betas)
 
 
