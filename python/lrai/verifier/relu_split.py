@@ -236,9 +236,8 @@ class ReluSplit:
 
     def _ruled_out(self, one: _Open, proof: SignProof) -> _Open:
         """The side of a split that is left when a proof closes the other one."""
-        slopes, betas = (
-            np.repeat(part[None], len(self.cases), axis=0) for part in (proof.slopes, proof.betas)
-        )
+        slopes: Levels = np.repeat(proof.slopes[None], len(self.cases), axis=0)
+        betas: Multipliers = np.repeat(proof.betas[None], len(self.cases), axis=0)
         if one.signs[proof.neuron] == -proof.sign:
             return self._close(replace(one, slopes=slopes, betas=betas), np.inf, is_claimed=False)
         nodes = self.tree.split(one.node, -2 - int(self._kept[proof.neuron]))
