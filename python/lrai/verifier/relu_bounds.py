@@ -181,7 +181,7 @@ class ReluBox:
     ) -> Array | None:
         """`(N, 2 k)`: bounds of k inputs of a Relu, then of their negatives; None if none."""
         source = self.sources[relu]
-        earlier = self._earlier(relu)
+        earlier = self.earlier(relu)
         if not len(neurons) or not earlier:
             return None
         count = max(len(box.lower) for box in regions.boxes)
@@ -212,7 +212,7 @@ class ReluBox:
         for relu, source in self.sources.items():
             neurons, trace = _unstable(region.boxes[source]), Trace()
             if self._passed(relu, regions, neurons, levels, trace) is not None:
-                sent = {other: trace.rows[other] for other in self._earlier(relu)}
+                sent = {other: trace.rows[other] for other in self.earlier(relu)}
                 region.passes[relu] = neurons, sent
 
     def reduced(self, region: Region) -> tuple["ReluBox", Index]:
@@ -245,7 +245,7 @@ class ReluBox:
             waiting += fresh
         return found
 
-    def _earlier(self, relu: int) -> list[int]:
+    def earlier(self, relu: int) -> list[int]:
         """The Relus that the inputs of a Relu depend on."""
         behind = self._behind(self.sources[relu])
         return [other for other in self.relus if other in behind]
@@ -253,7 +253,7 @@ class ReluBox:
     def _optimise(self, relu: int, regions: Regions, steps: Steps) -> None:
         """Bound the inputs of a Relu of one region with slopes that improve; sets `levels`."""
         source, part = self.sources[relu], self.slices[relu]
-        neurons, earlier = _unstable(regions.boxes[source]), self._earlier(relu)
+        neurons, earlier = _unstable(regions.boxes[source]), self.earlier(relu)
         if not len(neurons) or not earlier:
             return
         size, box = len(neurons), regions.boxes[source]
@@ -262,7 +262,7 @@ class ReluBox:
         rows[np.arange(size, 2 * size), neurons] = -1
         places = part.start + np.concatenate([neurons, self.hidden + neurons])
         start = {other: self.levels[places, self.slices[other]] for other in earlier}
-        bounds = Bounds(_until(self.network, source), self.arithmetic)
+        bounds = Bounds(until(self.network, source), self.arithmetic)
         found = ascend(bounds, bounds.relax(regions.boxes[: source + 1]), rows, Start(start), steps)
         for other in earlier:
             self.levels[places, self.slices[other]] = found.slopes[other]
@@ -272,7 +272,7 @@ class ReluBox:
         regions.boxes[source] = Box(lower, upper)
 
 
-def _until(network: Network, index: int) -> Network:
+def until(network: Network, index: int) -> Network:
     """The part of a network that ends at a node."""
     return Network(network.nodes[: index + 1], network.inputs, (index,), network.digests)
 

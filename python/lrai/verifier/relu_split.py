@@ -24,6 +24,7 @@ from lrai.verifier.program_bounds import ProgramBounds
 from lrai.verifier.property import Case
 from lrai.verifier.regions import Index
 from lrai.verifier.relu_bounds import Region, ReluBox, Signs
+from lrai.verifier.sign_proof import SignProof, SignProofs
 from lrai.verifier.slope_ascent import MARGIN, Ascended, Levels, Multipliers, Start, Steps, ascend
 from lrai.verifier.smt import ask
 from lrai.verifier.verdict import Witness
@@ -36,7 +37,7 @@ _ATTACK_S, _ATTACK_SHARE = 1.5, 0.15
 _QUICK, _LONG = Steps(12), Steps(300, 0.1, 0.1, 0.99)
 _CANDIDATES: Final = 16
 _LEAST_GAIN: Final = 1e-6
-_EVERY: Final = 4
+_EVERY: Final = 2
 """So many splits below the last time, the slopes behind a region's boxes are optimised again."""
 _ADAPT: Final = Steps(8)
 _LEAST_BETTER: Final = 0.02
@@ -58,6 +59,8 @@ class _Open:
     signs: Signs
     path: tuple[int, ...]
     """Split neurons from the root."""
+    depth: int
+    """So many of them halved a region; the others follow from these."""
     slopes: Levels
     """`(claims, H)`: where the ascent begins, as the betas."""
     betas: Multipliers
@@ -169,14 +172,15 @@ class ReluSplit:
         levels = np.tile(box.default_levels(region), (len(self.cases), 1))
         none: Multipliers = np.zeros(levels.shape, np.float32)
         signs = np.zeros(box.hidden, np.int8)
-        self._stack = [_Open(0, signs, (), levels, none, -np.inf, region.boxes, 0)]
+        self._proofs = SignProofs(box)
+        self._stack = [_Open(0, signs, (), 0, levels, none, -np.inf, region.boxes, 0)]
 
     def _visit(self, one: _Open, confirm: Confirm) -> Witness | None:
         self.boxes += 1
-        if one.path and len(one.path) % _EVERY == 0:
+        if one.depth and one.depth % _EVERY == 0:
             one = self._adapted(one)
+            one = one if one.bound == np.inf else self._signed(one)
             if one.bound == np.inf:
-                self._close(one, np.inf)
                 return None
         region = Region(one.boxes, {})
         found = self._bound(self._box, region, one, _QUICK)
@@ -210,27 +214,57 @@ class ReluSplit:
         program, each_s = self._program, self._spent_s / self.boxes
         if program is None or found.bound.min() > MARGIN:
             return self._weights
-        if not is_last and not program.pays(len(one.path), each_s):
+        if not is_last and not program.pays(one.depth, each_s):
             return self._weights
         return program.improve(region, one.signs, self._weights, found)
 
     def _adapted(self, one: _Open) -> _Open:
         """The region with levels of its own, for itself and all regions in it, if they help.
 
-        Its bound is infinite where they show that it is empty.
+        It is closed, and its bound is infinite, where they show that it is empty.
         """
         tables = self.tree.tables
         if sum(len(table) * self._hidden for table in tables) > _TABLE_BYTES:
             return one
         levels = self._box.adapted(one.signs, self._levels(one.table), _ADAPT)
         boxes, is_empty = self._box.regions(one.signs[None], levels)
-        bound = np.inf
-        if not is_empty[0]:
-            bound = float(min(self._look(one, boxes, np.arange(len(self.cases)))[0], 0.0))
-            if bound < one.bound - _LEAST_BETTER * one.bound:
-                return one
+        bound = float(min(self._look(one, boxes, np.arange(len(self.cases)))[0], 0.0))
+        if not is_empty[0] and bound < one.bound - _LEAST_BETTER * one.bound:
+            return one
         tables.append(levels)
-        return replace(one, boxes=boxes, table=len(tables), bound=bound)
+        found = replace(one, boxes=boxes, table=len(tables), bound=bound)
+        return self._close(found, np.inf) if is_empty[0] else found
+
+    def _signed(self, one: _Open) -> _Open:
+        """The region with the signs that follow from its splits; closed if these contradict."""
+        box, levels = self._box, self._levels(one.table)
+        for relu in box.relus:
+            found = list(self._proofs.find(relu, one.boxes, one.signs, levels))
+            for proof in found:
+                one = self._ruled_out(one, proof)
+                if one.bound == np.inf:
+                    return one
+            if found:
+                boxes, is_empty = box.regions(one.signs[None], levels)
+                one = replace(one, boxes=boxes)
+                if is_empty[0]:
+                    return self._close(one, np.inf)
+        return one
+
+    def _ruled_out(self, one: _Open, proof: SignProof) -> _Open:
+        """The side of a split that is left when a proof closes the other one."""
+        slopes: Levels = np.repeat(proof.slopes[None], len(self.cases), axis=0)
+        betas: Multipliers = np.repeat(proof.betas[None], len(self.cases), axis=0)
+        no_claim = np.zeros_like(self._weights)
+        if one.signs[proof.neuron] == -proof.sign:
+            return self._close(replace(one, slopes=slopes, betas=betas), np.inf, no_claim)
+        nodes = self.tree.split(one.node, -2 - int(self._kept[proof.neuron]))
+        sides = [replace(one, node=node, path=(*one.path, proof.neuron)) for node in nodes]
+        empty, rest = sides if proof.sign > 0 else reversed(sides)
+        self._write(replace(empty, slopes=slopes, betas=betas), no_claim)
+        signs = one.signs.copy()
+        signs[proof.neuron] = proof.sign
+        return replace(rest, signs=signs)
 
     def _levels(self, table: int) -> Levels:
         """The levels of a region: the root's, or those that were adapted."""
@@ -245,7 +279,7 @@ class ReluSplit:
             self._stuck.append(one)
             return None if exact.point is None else confirm(self.cases[claim], exact.point)
         self.tree.close_exactly(one.node, one.table)
-        self.share += 2.0 ** -len(one.path)
+        self.share += 2.0**-one.depth
         self.worst = min(self.worst, 0.0)
         return None
 
@@ -316,8 +350,8 @@ class ReluSplit:
         for side, node in enumerate(children):
             place = 2 * best + side
             child = _Open(
-                node, signs[place], (*one.path, neuron), one.slopes, one.betas,
-                float(worst[place]), _of(boxes, place), one.table,
+                node, signs[place], (*one.path, neuron), one.depth + 1, one.slopes,
+                one.betas, float(worst[place]), _of(boxes, place), one.table,
             )  # fmt: skip
             if is_empty[place]:
                 self._close(child, np.inf)
@@ -339,15 +373,19 @@ class ReluSplit:
         found: Array = box.bounds.lower(rows, regions, None, choice).min(axis=1, initial=np.inf)
         return np.where(np.isnan(found), -np.inf, found)
 
-    def _close(self, one: _Open, bound: float, weights: Array | None = None) -> None:
-        """Close a region; its claims are bounded with other weights where these are given."""
+    def _close(self, one: _Open, bound: float, weights: Array | None = None) -> _Open:
+        """Count and write a leaf; returns it with an infinite bound."""
+        self._write(one, self._weights if weights is None else weights)
+        self.share += 2.0**-one.depth
+        self.worst = min(self.worst, bound)
+        return replace(one, bound=np.inf)
+
+    def _write(self, one: _Open, weights: Array) -> None:
+        """Write a leaf; where `weights` are all 0 its multipliers show that it is empty."""
         slopes = np.zeros((len(self.cases), self._hidden), np.uint8)
         slopes[:, self._kept] = one.slopes
         betas = one.betas[:, list(one.path)].astype(np.float64)
-        weights = self._weights if weights is None else weights
         self.tree.close(one.node, weights, slopes, betas, one.table)
-        self.share += 2.0 ** -len(one.path)
-        self.worst = min(self.worst, bound)
 
     # ---- counterexamples -----------------------------------------------------------------------
 

@@ -31,6 +31,8 @@ class Steps:
     slope_rate: float = 0.25
     beta_rate: float = 0.1
     decay: float = 0.9
+    hasty: bool = True
+    """Whether to end where the worst row of a region with splits is out of reach."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ class Ascended:
 def ascend(bounds: Bounds, regions: Regions, rows: Array, start: Start, steps: Steps) -> Ascended:
     """Improve lower bounds of `rows @ outputs` `(R, n_out)` over one region.
 
-    It ends early where all rows are proved, or where the worst one is out of reach: where twice
-    what the first steps gained is not enough.
+    It ends early where all rows are proved, or, if `steps` say so, where the worst one is out of
+    reach: where twice what the first steps gained is not enough.
     """
     relus = tuple(start.slopes)
     sources = {relu: bounds.network.nodes[relu].inputs[0] for relu in relus}
@@ -88,7 +90,7 @@ def ascend(bounds: Bounds, regions: Regions, rows: Array, start: Start, steps: S
         _keep(best, bound, levels, rounded, minimiser(regions, bounds, trace.coefficients))
         worst = float(best.bound.min())
         first = worst if step == 0 else first
-        hopeless = step == 3 and worst + 2 * (worst - first) < 0 and bool(betas)
+        hopeless = step == 3 and worst + 2 * (worst - first) < 0 and bool(betas) and steps.hasty
         if worst > MARGIN or step + 1 == steps.count or hopeless:
             break
         values = replay(bounds, regions, trace)

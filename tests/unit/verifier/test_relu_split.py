@@ -12,6 +12,7 @@ from lrai.verifier.onnx_reader import read_onnx
 from lrai.verifier.relu_bounds import ReluBox
 from lrai.verifier.relu_split import ReluSplit
 from lrai.verifier.replay import Part, Replay
+from lrai.verifier.sign_proof import SignProofs
 from lrai.verifier.slope_ascent import Start, Steps, ascend
 from lrai.verifier.vnnlib import read_vnnlib
 
@@ -22,17 +23,17 @@ RADIUS = 0.12
 class Bench:
     """A random network in a file, and questions about its first output."""
 
-    def __init__(self, folder, seed):
+    def __init__(self, folder, seed, sizes=SIZES):
         random = np.random.default_rng(seed)
         self.folder, self.path = folder, folder / "model.onnx"
         nodes, constants, value = [], [], "x"
-        for index in range(len(SIZES) - 1):
-            shape = SIZES[index], SIZES[index + 1]
+        for index in range(len(sizes) - 1):
+            shape = sizes[index], sizes[index + 1]
             weights = random.normal(size=shape) / np.sqrt(shape[0])
             constants.append(numpy_helper.from_array(weights.astype(np.float32), f"w{index}"))
             bias = random.normal(size=shape[1]) / 4
             constants.append(numpy_helper.from_array(bias.astype(np.float32), f"b{index}"))
-            out = f"s{index}" if index + 2 < len(SIZES) else "y"
+            out = f"s{index}" if index + 2 < len(sizes) else "y"
             nodes.append(helper.make_node("Gemm", [value, f"w{index}", f"b{index}"], [out]))
             if out != "y":
                 nodes.append(helper.make_node("Relu", [out], [f"h{index}"]))
@@ -40,30 +41,30 @@ class Bench:
         graph = helper.make_graph(
             nodes,
             "graph",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, SIZES[0]])],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, SIZES[-1]])],
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, sizes[0]])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, sizes[-1]])],
             constants,
         )
         opset = [helper.make_opsetid("", 17)]
         save(helper.make_model(graph, opset_imports=opset, ir_version=8), self.path)
         self.network = read_onnx(self.path)
-        self.centre = random.random(SIZES[0])
-        self.points = self.around(random.random((20_000, SIZES[0])))
+        self.centre = random.random(sizes[0])
+        self.points = self.around(random.random((20_000, sizes[0])))
         self.least = self.network.evaluate(self.points)[:, 0].min()
 
     def around(self, weight):
         return self.centre + RADIUS * (2 * weight - 1)
 
-    def ask(self, limit):
+    def ask(self, limit, radius=RADIUS):
         """Whether Y_0 falls to a limit."""
         lines = []
         for i, x in enumerate(self.centre):
             lines += [f"(declare-const X_{i} Real)"]
-            lines += [f"(assert (<= X_{i} {x + RADIUS}))(assert (>= X_{i} {x - RADIUS}))"]
-        lines += [f"(declare-const Y_{i} Real)" for i in range(SIZES[-1])]
+            lines += [f"(assert (<= X_{i} {x + radius}))(assert (>= X_{i} {x - radius}))"]
+        lines += [f"(declare-const Y_{i} Real)" for i in range(self.network.output_size)]
         path = self.folder / "property.vnnlib"
         path.write_text("\n".join([*lines, f"(assert (<= Y_0 {limit}))"]))
-        return path, read_vnnlib(path, SIZES[0], SIZES[-1])
+        return path, read_vnnlib(path, self.network.input_size, self.network.output_size)
 
     def write(self, tree, subject, path):
         inputs = tuple(range(self.network.input_size))
@@ -190,3 +191,25 @@ def test_multipliers_of_splits_keep_bounds_below_the_values(bench):
     values = box.network.values(bench.points)
     inside = values[box.sources[relu]][:, neuron] >= 0
     assert first.bound[0] <= found.bound[0] <= values[-1][inside].min()
+
+
+def test_signs_that_follow_from_splits_are_those_of_all_values_there(tmp_path):
+    bench = Bench(tmp_path, 0, (4, 24, 10, 3))
+    _, subject = bench.ask(bench.least, 6 * RADIUS)
+    root = ReluBox.root(bench.network, subject.cases, "float32")
+    box, _ = root.reduced(root.optimise(Steps(5)))
+    first, second = box.relus
+    values = box.network.values(bench.centre + 6 * (bench.points - bench.centre))
+    before, behind = (values[box.sources[relu]] for relu in box.relus)
+    proofs, found = SignProofs(box), 0
+    for point in range(20):
+        signs = np.zeros(box.hidden, np.int8)
+        signs[box.slices[first]] = np.where(before[point] > 0, 1, -1)
+        inside = (before * signs[box.slices[first]] >= 0).all(axis=1)
+        boxes = box.region(signs).boxes
+        for proof in proofs.find(second, boxes, signs, box.levels):
+            side = behind[inside, proof.neuron - box.slices[second].start]
+            assert (side * proof.sign > 0).all()
+            assert (proof.betas >= 0).all()
+            found += 1
+    assert found > 5
