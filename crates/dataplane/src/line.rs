@@ -184,14 +184,7 @@ impl<P> Line<P> {
                 }
             }
         }
-        let likely = |batch: &Waiting<P>| {
-            let enough =
-                if knobs.k == 0 { u32::MAX } else { knobs.k.max(batch.most_rows(knobs).div_ceil(2)) };
-            batch.rows.min(enough)
-        };
-        let rows = self.batches.iter().map(likely).fold(arrival.rows, u32::max);
-        let end = self.end(arrival, None, rows, knobs, replicas);
-        if let Some(late) = self.late(arrival, end, replicas) {
+        if let Some(late) = self.late_alone(arrival, knobs, replicas) {
             return Admission::Late(late);
         }
         if let Some(index) = open {
@@ -199,6 +192,19 @@ impl<P> Line<P> {
             self.batches[index].sealed = true;
         }
         Admission::Opens
+    }
+
+    /// By how much the answer to a request misses its deadline if it opens a batch.
+    fn late_alone(&self, arrival: &Arrival, knobs: &Knobs, replicas: Replicas) -> Option<Duration> {
+        // Without a deadline a long line is not looked through.
+        arrival.deadline?;
+        let likely = |batch: &Waiting<P>| {
+            let enough =
+                if knobs.k == 0 { u32::MAX } else { knobs.k.max(batch.most_rows(knobs).div_ceil(2)) };
+            batch.rows.min(enough)
+        };
+        let rows = self.batches.iter().map(likely).fold(arrival.rows, u32::max);
+        self.late(arrival, self.end(arrival, None, rows, knobs, replicas), replicas)
     }
 
     /// By how much an answer misses its request's deadline, if it does. A request that nobody competes with is never late:

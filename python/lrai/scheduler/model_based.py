@@ -13,7 +13,7 @@ from lrai.scheduler.observation import Observation
 from lrai.scheduler.plan import Load, Plan, choose
 from lrai.scheduler.policy import Policy, Target
 
-# A larger batch must be worth so much per row; that of a lone row also because it waits for none.
+# A larger batch must be worth so much per row, and more than that if a lone row is to wait for it.
 _WORTH: Final = 0.03
 _WORTH_OF_TWO: Final = 0.1
 # So many standard deviations of a batch's time are kept before the deadline.

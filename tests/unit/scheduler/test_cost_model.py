@@ -110,6 +110,21 @@ def test_busiest_bucket_is_where_the_time_goes() -> None:
     assert model.busiest()[1] == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.parametrize(("one_in", "expected_s"), [(1_000, 300e-6), (50_000, 0.0), (0, 0.0)])
+def test_batches_that_are_held_up_now_and_then_are_told(one_in: int, expected_s: float) -> None:
+    model, rng, batches = ServiceModel(32), random.Random(4), 0
+    for tick in range(200):
+        times = {rows: [rng.gauss(1, 0.05) * affine_s(rows) for _ in range(100)] for rows in (1, 4)}
+        for row in times.values():
+            batches += len(row)
+            if one_in and batches % one_in == 0:
+                row[0] += 300e-6
+        model.update(samples(times, 0), tick / 10)
+        if tick % 10 == 0:
+            model.fit(tick / 10)
+    assert model.held_up_s() == pytest.approx(expected_s, rel=0.1)
+
+
 def test_what_was_not_run_stays_near_to_what_it_took() -> None:
     model = ServiceModel(64)
     rng = random.Random(1)

@@ -64,6 +64,53 @@ def test_settles_on_single_rows_where_batches_do_not_pay(goal_s: float | None) -
     assert "one row" in policy.why()
 
 
+def test_stays_with_single_rows_while_two_gain_little() -> None:
+    policy = taught(Target(0.02, 32), 26e-6, 423e-6, rate=1_000)
+    single = samples({1: 449e-6}, 100)
+    caps = [policy.decide(seen(3 + tick / 10, rows=100, service=single)).cap for tick in range(500)]
+    assert set(caps) == {1}
+
+
+def test_single_rows_are_given_up_where_two_gain_much() -> None:
+    policy = taught(Target(0.02, 32), 10e-6, 420e-6, rate=1_000)
+    assert knobs_of(policy, rate=1_000).cap == 1
+    quicker = samples({1: 430e-6, 2: 520e-6, 4: 700e-6}, 50)
+    for tick in range(40):
+        knobs = policy.decide(seen(3 + tick / 10, rows=100, service=quicker))
+    assert knobs.cap > 1
+
+
+def test_keeps_free_what_batches_are_held_up_for() -> None:
+    calm, jerky = (taught(Target(0.001, 32), *MLP) for _ in range(2))
+    for tick in range(40):
+        times = [93e-6 * (1 + 0.001 * (at % 9 - 4)) for at in range(40)]
+        held_up = [*times[1:], times[0] + 200e-6]
+        one, two = (samples({1: some}, 0) for some in (times, held_up))
+        before = calm.decide(seen(3 + tick / 10, rows=500, service=one))
+        after = jerky.decide(seen(3 + tick / 10, rows=500, service=two))
+    assert calm.longest_s - jerky.longest_s > 150e-6
+    assert after.tau_s < before.tau_s
+
+
+def test_a_flood_is_served_in_full_batches() -> None:
+    policy = taught(Target(0.001, 32), *MLP)
+    assert knobs_of(policy).k < 20
+    for tick in range(30):
+        knobs = policy.decide(seen(3 + tick / 10, rows=500, refused_late=2_000))
+    assert knobs.k == knobs.cap == 32
+    for tick in range(60):
+        knobs = policy.decide(seen(6 + tick / 10, rows=500))
+    assert knobs.k < 20
+
+
+def test_batches_of_every_other_tick_teach_enough() -> None:
+    policy = taught(Target(0.001, 32), *MLP)
+    slower = samples({rows: 2 * (80e-6 + 13e-6 * rows) for rows in (1, 2, 4, 8)}, 100)
+    for tick in range(2):
+        policy.decide(seen(3 + tick / 10, rows=500, service=slower))
+    assert policy.service.predict(1)[0] == pytest.approx(186e-6, rel=0.05)
+
+
 def test_a_full_batch_that_is_quick_is_never_made_smaller_without_a_goal() -> None:
     assert knobs_of(taught(Target(None, 64), 0.0, 20e-6)).cap == 64
     assert knobs_of(taught(Target(None, 64), 0.0, 420e-6)).cap == 1
