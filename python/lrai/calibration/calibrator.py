@@ -90,13 +90,12 @@ class Calibrator:
         return allocation
 
     def _kept(self, name: str, version: str, identity: str) -> _Found:
-        plain = self._store.learnt(name, version, _KEPT_AS) if self._store else {}
-        if plain.get("for") != [self.cpus, identity]:
-            return None, {}
         try:
+            plain = self._store.learnt(name, version, _KEPT_AS) if self._store else {}
+            if plain.get("for") != [self.cpus, identity]:
+                return None, {}
             allocation, table = Allocation(*plain["allocation"]), _table(plain["table"])
-        except (LookupError, TypeError, ValueError):
-            # It was written in another form, and is measured again.
+        except Exception:  # noqa: BLE001, what is unreadable or of another form is measured again
             return None, {}
         return (allocation, table) if allocation in table else (None, {})
 
@@ -235,7 +234,6 @@ class Calibrator:
                 "table": list(case.table.items()),
             }
             self._store.keep(spec.name, spec.version, _KEPT_AS, plain)
-            self._store.commit()
 
     def _settle(self, case: _Case, chosen: Allocation) -> None:
         """Take what was measured as known, and watch whether it stays so."""
