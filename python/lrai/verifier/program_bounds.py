@@ -14,12 +14,10 @@ from lrai.verifier.slope_ascent import MARGIN, Ascended
 
 _EVERY: Final = 4
 """Levels of a tree of which one has programs in any case: regions far down may all be empty."""
-_SAVED: Final = 2
-"""Regions that nobody has to look at, at least, where a program closes one."""
 
 
 class ProgramBounds:
-    """Improves what an ascent has found, in the regions of one box."""
+    """Proves what an ascent leaves open, in the regions of one box."""
 
     def __init__(self, box: ReluBox) -> None:
         """Prepare for a box whose network is `is_supported`."""
@@ -34,33 +32,38 @@ class ProgramBounds:
     def pays(self, depth: int, each_s: float) -> bool:
         """Whether to try a region, where the search takes so many seconds for each region.
 
-        Programs are used wherever those before have saved more time than they took.
+        Programs are used wherever those before have saved more time than they took, a region for
+        each that they closed.
         """
-        return depth % _EVERY == 0 or self._spent_s < _SAVED * self._closed * each_s
+        return depth % _EVERY == 0 or self._spent_s < self._closed * each_s
 
-    def improve(self, region: Region, signs: Signs, weights: Array, found: Ascended) -> Array:
-        """Improve claim after claim in `found`, the worst first, until one stays open.
+    def prove(self, region: Region, signs: Signs, weights: Array, found: Ascended) -> Array:
+        """Prove claim after claim in `found`, the worst first, until one stays open.
 
-        Returns the weights of the conditions with which these bounds hold: what was given, or all
-        0 where the region is empty.
+        A claim that stays open keeps what the ascent chose, from which regions inside begin better:
+        a dual solution is a corner, made for this region alone. Only the point is taken, where a
+        counterexample may be. Returns the weights of the conditions with which these bounds hold:
+        what was given, or all 0 where the region is empty.
         """
         start = time.perf_counter()
         self._program.describe(region.boxes, signs)
-        bound = np.inf
         for _ in range(len(weights)):
             worst = int(found.bound.argmin())
-            if found.bound[worst] > MARGIN or not bound > MARGIN:
+            if found.bound[worst] > MARGIN:
                 break
             proposal = self._program.propose(weights[worst])
             if proposal is None:
                 break
-            claims, given, least = np.array([worst]), weights, found.bound[worst]
+            claims, given = np.array([worst]), weights
             if proposal.is_empty:
-                claims, given, least = np.arange(len(weights)), np.zeros_like(weights), MARGIN
+                claims, given = np.arange(len(weights)), np.zeros_like(weights)
+            else:
+                found.x[worst] = proposal.x
             bound = self._bound(region, signs, given[worst], proposal)
-            if bound > least:
-                _take(found, claims, bound, proposal)
-                weights = given
+            if not bound > MARGIN:
+                break
+            _take(found, claims, bound, proposal)
+            weights = given
         self._closed += bool(found.bound.min() > MARGIN)
         self._spent_s += time.perf_counter() - start
         return weights
@@ -79,8 +82,6 @@ class ProgramBounds:
 
 def _take(found: Ascended, claims: Index, bound: float, proposal: Proposal) -> None:
     found.bound[claims] = bound
-    if not proposal.is_empty:
-        found.x[claims] = proposal.x
     for relu, levels in proposal.slopes.items():
         found.slopes[relu] = found.slopes[relu].copy()
         found.slopes[relu][claims] = levels

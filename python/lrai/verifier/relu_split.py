@@ -210,13 +210,13 @@ class ReluSplit:
     def _programmed(
         self, one: _Open, region: Region, found: Ascended, *, is_last: bool = False
     ) -> Array:
-        """Improve `found` by linear programs where that pays; the weights with which it holds."""
+        """Close claims by linear programs where that pays; the weights with which bounds hold."""
         program, each_s = self._program, self._spent_s / self.boxes
         if program is None or found.bound.min() > MARGIN:
             return self._weights
         if not is_last and not program.pays(one.depth, each_s):
             return self._weights
-        return program.improve(region, one.signs, self._weights, found)
+        return program.prove(region, one.signs, self._weights, found)
 
     def _adapted(self, one: _Open) -> _Open:
         """The region with levels of its own, for itself and all regions in it, if they help.
