@@ -217,7 +217,7 @@ fn who_opens_a_batch_needs_room_for_as_many_rows_as_k_or_half_a_batch() {
         let mut world =
             World::new(&format!(r#"{{"k":{k},"work_conserving":false,"service":[[0,1,1000],[0,8,8000]]}}"#));
         let by = |world: &World, ms, rows| Arrival { deadline: Some(world.at(ms)), ..world.request(0, rows) };
-        world.admit(by(&world, 30, 8), ONE_BUSY).unwrap();
+        world.admit(by(&world, 9, 8), ONE_BUSY).unwrap();
         assert_eq!(world.admit(by(&world, end - 1, 1), ONE_BUSY), Err(MS), "1 + 8 + what fills, k = {k}");
         assert_eq!(world.admit(by(&world, end, 1), ONE_BUSY), Ok(1), "k = {k}");
     }
