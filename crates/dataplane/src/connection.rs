@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::io::Cursor;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -20,14 +19,13 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio_util::io::InspectReader;
 
 use crate::config::Config;
 use crate::error::{Error, PANICKED};
 use crate::gateway::Gateway;
-use crate::lane;
+use crate::lane::{self, Rewound};
 use crate::reply;
 use crate::{framing, grpc, http as http_face};
 
@@ -209,10 +207,8 @@ where
     });
     let Some(read) = read.await else { return };
     drop(lane);
-    let (reader, writer) = tokio::io::split(stream);
-    let (heard, shared) = (Arc::clone(&connection), Arc::clone(&connection));
-    let reader = InspectReader::new(Cursor::new(read).chain(reader), move |_: &[u8]| heard.state.hear());
-    let stream = tokio::io::join(reader, writer);
+    let stream = Rewound::new(&connection, read, stream);
+    let shared = Arc::clone(&connection);
     // Boxed, because futures keep what they are given twice: as an argument, and again where they pass it on.
     let service = service_fn(move |request: Request<Incoming>| {
         Arc::clone(&shared).answer(Box::new(request.into_parts()))

@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -223,4 +224,54 @@ fn refusal(error: &Error, is_last: bool) -> Bytes {
     }
     end_head(&mut out, &body);
     if is_last { closing(&out.into()) } else { out.into() }
+}
+
+/// A connection's stream from when it leaves the lane: first what was read from it; and the connection hears of all reads.
+pub struct Rewound<S> {
+    connection: Arc<Connection>,
+    read: Vec<u8>,
+    stream: S,
+}
+
+impl<S> Rewound<S> {
+    /// `read` comes first.
+    pub fn new(connection: &Arc<Connection>, read: Vec<u8>, stream: S) -> Self {
+        Self { connection: Arc::clone(connection), read, stream }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.read.is_empty() {
+            ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        } else {
+            let len = self.read.len().min(buffer.remaining());
+            buffer.put_slice(&self.read[..len]);
+            self.read.drain(..len);
+        }
+        self.connection.state.hear();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
 }
