@@ -62,7 +62,10 @@ PARTS = (
     Part(
         "ragged input",
         500,
-        ("crates/dataplane/src/ragged", *package("backends/ragged", "scheduler/bands", "scheduler/buckets")),
+        (
+            "crates/dataplane/src/ragged",
+            *package("backends/ragged", "scheduler/bands", "scheduler/buckets"),
+        ),
     ),
     Part(
         "calibration",
