@@ -65,7 +65,8 @@ class Bench:
 
     def check(self, subject, path, tree):
         file = self.folder / "certificate"
-        Certificate(self.network.digests, subject, "float32", (tree,)).write(file)
+        inputs = tuple(range(INPUTS))
+        Certificate(self.network.digests, subject, "float32", (tree,), inputs).write(file)
         return check(file, [self.path], path)
 
 
