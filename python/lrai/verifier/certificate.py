@@ -15,9 +15,9 @@ axis       i4   nodes in pre-order: a >= 0 splits input a, -2 - k hidden neuron 
 at         f8   as long as `axis`: where an input is split; first child below, second above.
                 First child of a neuron: its input is <= 0, second: >= 0
 weights    f8   (leaves, M) non-negative: for each claim the sum of its weighted conditions is
-                shown to be > 0; no weight at all: Z3 closes the leaf
+                shown to be > 0
 betas      f4   (leaves, C, D): a multiplier >= 0 for each of the neuron splits from root to
-                leaf, at most D of them
+                leaf, at most D of them; no weight and no multiplier at all: Z3 closes the leaf
 slopes     u1   (S, max(H, 1)) lower slopes of the hidden neurons, in steps of 1/255. The last row
                 stands for the default: 1 where upper > -2 lower, else 0
 slope      u4   (leaves, C) row of `slopes` for a claim

@@ -170,8 +170,12 @@ def test_a_program_closes_what_default_slopes_do_not(bench, monkeypatch):
 
 @pytest.mark.parametrize(
     ("spoil", "is_accepted"),
-    [(lambda betas: betas, True), (np.zeros_like, False), (lambda betas: betas * [1, 0, 0], False)],
-    ids=["as proposed", "none", "of one neuron"],
+    [
+        (lambda betas: betas, True),
+        (lambda betas: betas * [0, 0, 1], False),
+        (lambda betas: betas * [1, 0, 0], False),
+    ],
+    ids=["as proposed", "of the last neuron", "of the first neuron"],
 )
 def test_a_ray_shows_that_a_region_is_empty(tmp_path, spoil, is_accepted):
     bench = exclusive(tmp_path)

@@ -118,8 +118,8 @@ class Leaves:
 
         RefusedError where one stays open.
         """
-        # Nothing follows from no weight at all: such leaves are left to Z3.
-        is_weighed = self._tree["weights"].any(axis=1)
+        # Nothing follows from no weight and no multiplier at all: such leaves are left to Z3.
+        is_weighed = self._tree["weights"].any(axis=1) | self._tree["betas"].any(axis=(1, 2))
         exact, rest = ([x for x in self.all if is_weighed[x.origin] == y] for y in (False, True))
         chosen = [rest[x] for x in np.random.default_rng().permutation(len(rest))[:wanted]]
         answers = [self._ask(leaf) for leaf in (*exact, *chosen)]
