@@ -71,6 +71,8 @@ pub struct State {
     is_resting: AtomicBool,
     /// How long it has been without a request, as of the last sweep: no request needs a clock or a timer for that.
     idle_ms: AtomicU64,
+    /// Whether an answer is on its way to the client.
+    is_writing: AtomicBool,
     /// 1 = it is asked to end when it has answered what it has, 2 = it is ended.
     dismissed: AtomicU8,
     waker: OnceLock<Waker>,
@@ -95,11 +97,16 @@ impl State {
         self.is_http1.store(true, Relaxed);
     }
 
+    /// An answer begins to be written, or is.
+    pub fn write(&self, is_writing: bool) {
+        self.is_writing.store(is_writing, Relaxed);
+    }
+
     /// Whether it shall end now: at once, or because it was asked to and has nothing in flight.
     fn ends(&self) -> bool {
         match self.dismissed.load(Relaxed) {
             0 => false,
-            1 => self.in_flight.load(Relaxed) == 0,
+            1 => self.in_flight.load(Relaxed) == 0 && !self.is_writing.load(Relaxed),
             _ => true,
         }
     }
@@ -203,7 +210,9 @@ where
     let mut lane = Box::pin(lane::run(&connection, &mut stream));
     let read = poll_fn(|context| {
         connection.state.waker.get_or_init(|| context.waker().clone());
-        if connection.state.ends() { Poll::Ready(None) } else { lane.as_mut().poll(context) }
+        // What has come by now is answered.
+        let polled = lane.as_mut().poll(context);
+        if polled.is_pending() && connection.state.ends() { Poll::Ready(None) } else { polled }
     });
     let Some(read) = read.await else { return };
     drop(lane);
@@ -229,17 +238,18 @@ where
     poll_fn(|context| {
         // A task's waker stays the same as long as nothing in it makes its own.
         connection.state.waker.get_or_init(|| context.waker().clone());
+        // What has come by now is answered. How a conversation failed is the client's affair.
+        let polled = conversation.as_mut().poll(context).map(drop);
         match connection.state.dismissed.load(Relaxed) {
-            0 => {}
-            1 if is_told => {}
-            1 => {
+            _ if polled.is_ready() => polled,
+            1 if !is_told => {
                 is_told = true;
                 conversation.as_mut().graceful_shutdown();
+                conversation.as_mut().poll(context).map(drop)
             }
-            _ => return Poll::Ready(()),
+            0 | 1 => polled,
+            _ => Poll::Ready(()),
         }
-        // How a conversation failed is the client's affair.
-        conversation.as_mut().poll(context).map(drop)
     })
     .await;
 }

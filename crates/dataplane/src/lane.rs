@@ -84,7 +84,10 @@ pub async fn run<S: AsyncRead + AsyncWrite + Unpin>(
             Ok(out) => closing(&out),
             Err(error) => refusal(&error, is_last),
         };
-        stream.write_all(&out).await.ok()?;
+        connection.state.write(true);
+        let written = stream.write_all(&out).await;
+        connection.state.write(false);
+        written.ok()?;
         if is_last {
             return None;
         }

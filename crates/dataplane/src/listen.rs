@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockFilter, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime;
 use tokio::sync::Semaphore;
@@ -32,6 +32,15 @@ use crate::gateway::Gateway;
 pub const BACKLOG: i32 = 4096;
 /// How long accepting rests when descriptors have run out; the kernel's backlog keeps the clients.
 const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
+/// How long a connection that is being made may take when the gateway drains.
+const HANDSHAKES: Duration = Duration::from_millis(50);
+/// A program for the kernel (classic BPF): segments with the SYN flag, at byte 13 of TCP's header, are dropped.
+const NO_NEWCOMERS: [SockFilter; 4] = [
+    SockFilter::new(0x30, 0, 0, 13),
+    SockFilter::new(0x45, 0, 1, 0x02),
+    SockFilter::new(0x06, 0, 0, 0),
+    SockFilter::new(0x06, 0, 0, u32::MAX),
+];
 /// How long an idle connection may bring one more request when the gateway drains.
 const LAST_REQUESTS: Duration = Duration::from_millis(100);
 /// Connections of the metrics port, which must answer even when all others are taken.
@@ -63,6 +72,13 @@ pub struct Running {
 impl Running {
     /// Accepts nothing more; connections end when they have answered what they have.
     pub fn drain(&self) {
+        if self.drained.is_cancelled() {
+            return;
+        }
+        if let Some(path) = &self.addresses.unix {
+            // Somebody may have removed it already.
+            drop(fs::remove_file(path));
+        }
         self.drained.cancel();
         self.gateway.draining.store(true, Relaxed);
         self.gateway.dataplane.durable.iter().for_each(Durable::drain);
@@ -80,10 +96,6 @@ impl Running {
         for thread in self.threads.drain(..) {
             // A thread ends by returning: panics are caught by the tasks they happen in.
             drop(thread.join());
-        }
-        if let Some(path) = self.addresses.unix.take() {
-            // Somebody may have removed it already.
-            drop(fs::remove_file(path));
         }
     }
 }
@@ -134,11 +146,19 @@ impl Door {
         let (socket, gateway, drained) = (self.socket.try_clone()?, Arc::clone(gateway), drained.clone());
         if self.is_unix {
             let listener = UnixListener::from_std(socket.into())?;
-            tokio::spawn(accept_task(gateway, listener, |_| "unix".to_owned(), false, drained));
+            let end = async move { drained.cancelled().await };
+            tokio::spawn(accept_task(gateway, listener, |_| "unix".to_owned(), false, end));
         } else {
             let (listener, name) =
                 (TcpListener::from_std(socket.into())?, |from: SocketAddr| from.to_string());
-            tokio::spawn(accept_task(gateway, listener, name, self.is_metrics_only, drained));
+            let door = self.socket.try_clone()?;
+            let end = async move {
+                drained.cancelled().await;
+                // The kernel resets who waits in the queue of a socket that is closed: nobody new may come into it. Where
+                // it refuses the filter, a client that comes in this very moment is lost.
+                drop(door.attach_filter(&NO_NEWCOMERS));
+            };
+            tokio::spawn(accept_task(gateway, listener, name, self.is_metrics_only, end));
         }
         Ok(())
     }
@@ -212,14 +232,14 @@ fn raise_descriptor_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-/// Accepts until the gateway drains: whoever has connected by then is served, and a client that is about to send its next
-/// request has a moment to do so. `name` tells who has come.
+/// Accepts until the gateway drains, which turns newcomers away before `end` is over: whoever has connected by then is
+/// served, and a client that is about to send its next request has a moment to do so. `name` tells who has come.
 async fn accept_task<L>(
     gateway: Arc<Gateway>,
     mut listener: L,
     name: fn(L::Addr) -> String,
     is_metrics_only: bool,
-    drained: CancellationToken,
+    end: impl Future<Output = ()>,
 ) where
     L: Listener<Io: Send + Unpin + 'static>,
 {
@@ -250,8 +270,7 @@ async fn accept_task<L>(
             }
         }
     };
-    // Long enough for the event loop to look at the socket once more.
-    let drained = async { drained.cancelled().then(|()| sleep(Duration::from_millis(1))).await };
+    let drained = end.then(|()| sleep(HANDSHAKES));
     tokio::select! { biased; () = accept => {}, () = drained => {} }
     drop(listener);
     sleep(LAST_REQUESTS).await;
