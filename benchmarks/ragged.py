@@ -171,7 +171,7 @@ def _server(model: Path, folder: Path, settings: Mapping[str, str]) -> Iterator[
     for name, text in settings.items():
         (folder / name / "1").mkdir(parents=True)
         (folder / name / "1" / "model.onnx").symlink_to(model)
-        (folder / name / "lrai.toml").write_text(f"[model]\nthreads = 1\n{text}\n")
+        (folder / name / "lrai.toml").write_text(f"[model]\nthreads = 1\nreplicas = 1\n{text}\n")
     with start_server(folder) as server:
         yield server
 
