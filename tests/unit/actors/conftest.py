@@ -237,12 +237,12 @@ async def supervisor(data_plane, tmp_path):
 def python_model(tmp_path):
     """Write a model.py with the given body of predict and return its spec."""
 
-    def write(predict="return {'y': inputs['x'] * 2}", load="pass", **more):
+    def write(predict="return {'y': inputs['x'] * 2}", load="pass", columns=2, **more):
         lines = [
             "import ctypes, os, signal, sys, time",
             "import numpy as np",
-            "INPUTS = [('x', 'FP32', [-1, 2])]",
-            "OUTPUTS = [('y', 'FP32', [-1, 2])]",
+            f"INPUTS = [('x', 'FP32', [-1, {columns}])]",
+            f"OUTPUTS = [('y', 'FP32', [-1, {columns}])]",
             "def load(context):",
             *(f"    {line}" for line in load.splitlines()),
             "def predict(inputs):",

@@ -154,6 +154,20 @@ async def test_the_hang_limit_is_learnt_from_the_batches_that_were_seen(
     assert 1.0 <= time.monotonic() - started < 5.0
 
 
+async def test_where_shapes_are_free_quick_batches_limit_no_long_one(
+    supervisor, data_plane, python_model, caplog
+):
+    spec = python_model("time.sleep(60)", columns=-1, execution_timeout_s=1.5)
+    await serve(supervisor, data_plane, spec)
+    batch = asyncio.ensure_future(data_plane.submit(1, [PAIR]))
+    while not data_plane.settled:
+        supervisor.check(data_plane.windows(bounds=(1000, 10_000), counts=(1000, 5, 0)))
+        await asyncio.sleep(0.05)
+    with pytest.raises(ConnectionError):
+        await batch
+    assert "the limit is 1.5 s" in caplog.text
+
+
 async def test_a_supervisor_that_stood_still_blames_nobody(supervisor, data_plane):
     loaded = await serve(supervisor, data_plane, NULL)
     supervisor.check([])
