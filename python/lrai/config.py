@@ -223,7 +223,7 @@ class ModelConfig:
     retry: bool = _setting(True, BOOLEAN)
     """Run a batch again when its process dies; false for side effects."""
     execution_timeout_s: float = _setting(30.0, DURATION)
-    """A batch that runs longer is a hang."""
+    """A batch that runs longer is a hang; where shapes are fixed, a shorter limit is learnt."""
     load_timeout_s: float = _setting(600.0, DURATION)
     """A load that takes longer has failed."""
     memory_limit_bytes: int = _setting(0, SIZE, name="memory_limit")

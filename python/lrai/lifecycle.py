@@ -150,7 +150,8 @@ class Lifecycle:
         try:
             self._scheduler.add(key, _subject(served), served.scheduler, _fixed_knobs(served))
             async with asyncio.timeout(model.load_timeout_s):
-                await self._supervisor.adopt(actor, key, model.replicas)
+                most_rows = max(1, served.max_batch_size)
+                await self._supervisor.adopt(actor, key, model.replicas, most_rows)
             self._gateway.publish(key)
         except TimeoutError as error:
             self._gateway.remove_model(key)

@@ -151,7 +151,7 @@ class FakeSupervisor:
         self.actors.append(FakeActor(spec.model.path))
         return self.actors[-1]
 
-    async def adopt(self, actor: FakeActor, key: int, _replicas: int) -> None:
+    async def adopt(self, actor: FakeActor, key: int, _replicas: int, _rows: int) -> None:
         if actor.behaviour == "dying":
             raise ModelLoadError("its process died 3 times before it was ready")
         while actor.behaviour == "silent" and key not in self.released:

@@ -170,13 +170,14 @@ class Actor:
             return End("memory", f"met its memory limit of {limit_mib} MiB")
         return End("" if code == EXIT_LEFT and self.is_leaving else "signal", words)
 
-    def check_batch(self, age_s: float, window: Window) -> None:
+    def check_batch(self, age_s: float, window: Window, most_rows: int) -> None:
         """End it if it has run its batch for too long."""
         self.heard_s = time.monotonic()
         limit_s = self.spec.execution_timeout_s
         # Where shapes are free, batches that were quick say nothing of one of long sequences.
         if self._has_fixed_shapes:
-            limit_s = hang_limit_s(limit_s, window.compute_bounds_us, window.compute_counts)
+            bounds_us, counts = window.compute_bounds_us, window.compute_counts
+            limit_s = hang_limit_s(limit_s, bounds_us, counts, most_rows)
         waited_s = waiting_s(self.pid)
         if age_s < self._batch_age_s:
             self._waited_s = waited_s

@@ -50,6 +50,8 @@ class _Place:
     actor: Actor | None
     ready: asyncio.Future[None]
     """Done when one of the places that were made together takes batches."""
+    most_rows: int
+    """Of a batch."""
     is_retired: bool = False
     """Others have taken its place: its actor has no successor."""
     early_deaths: int = 0
@@ -129,14 +131,14 @@ class Supervisor:
             raise
         return actor
 
-    async def adopt(self, actor: Actor, key: int, replicas: int) -> None:
+    async def adopt(self, actor: Actor, key: int, replicas: int, most_rows: int) -> None:
         """Give the actor to model `key` of the data plane and keep `replicas` like it alive.
 
         Returns when one takes batches; raises `ModelLoadError` if three die before that.
         """
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = loop.create_future()
-        places = [_Place(key, number, actor, None, ready) for number in range(replicas)]
+        places = [_Place(key, number, actor, None, ready, most_rows) for number in range(replicas)]
         places[0].actor = actor
         keepers = {place: loop.create_task(self._keep(place)) for place in places}
         self._keepers.setdefault(key, {}).update(keepers)
@@ -152,12 +154,12 @@ class Supervisor:
         run again. Raises `ModelLoadError`, and changes nothing, if there can be no new ones.
         """
         former = dict(self._keepers[key])
-        first = next(iter(former)).first
-        actor = await self._load_like(first, allocation.threads)
+        place = next(iter(former))
+        actor = await self._load_like(place.first, allocation.threads)
         try:
             if key not in self._keepers:
                 raise ModelLoadError("it was unloaded meanwhile")
-            await self.adopt(actor, key, allocation.replicas)
+            await self.adopt(actor, key, allocation.replicas, place.most_rows)
         except ModelLoadError:
             await actor.leave()
             await self._retire(key, self._keepers.get(key, {}).keys() - former.keys())
@@ -220,7 +222,7 @@ class Supervisor:
         for window in windows:
             for replica, age_ms in window.inflight_age_ms:
                 if (suspect := self._replicas.get(replica)) and suspect.actor:
-                    suspect.actor.check_batch(age_ms / 1000, window)
+                    suspect.actor.check_batch(age_ms / 1000, window, suspect.most_rows)
         if now_s - self._slow_checked_s >= _SLOW_CHECK_S:
             self._note_busy(windows, now_s)
             self._slow_checked_s = now_s

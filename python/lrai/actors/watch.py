@@ -14,9 +14,12 @@ _LONGEST_BACKOFF_S: Final = 10.0
 
 
 def hang_limit_s(
-    execution_timeout_s: float, bounds_us: Sequence[int], counts: Sequence[int]
+    execution_timeout_s: float, bounds_us: Sequence[int], counts: Sequence[int], most_rows: int
 ) -> float:
-    """Return how long a batch may run: 20 times the p99 seen, within 1 s and the set time."""
+    """Return how long a batch may run: 20 times the p99 seen, within 1 s and the set time.
+
+    Those seen may have been lone rows: twice as long as `most_rows` of them is no hang either.
+    """
     total = sum(counts)
     if total < _ENOUGH_BATCHES:
         return execution_timeout_s
@@ -24,7 +27,7 @@ def hang_limit_s(
     for bound_us, count in zip(bounds_us, counts, strict=False):
         below += count
         if below >= 0.99 * total:
-            learnt_s = _TIMES_P99 * bound_us / 1e6
+            learnt_s = max(_TIMES_P99, 2 * most_rows) * bound_us / 1e6
             return min(execution_timeout_s, max(FLOOR_S, learnt_s))
     return execution_timeout_s
 

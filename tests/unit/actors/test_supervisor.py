@@ -26,7 +26,7 @@ PAIR = np.ones((1, 2), np.float32)
 
 async def serve(supervisor, data_plane, spec, replicas=1):
     loaded = await supervisor.load(spec)
-    await supervisor.adopt(loaded, key=7, replicas=replicas)
+    await supervisor.adopt(loaded, key=7, replicas=replicas, most_rows=8)
     await data_plane.ready(replicas)
     return loaded
 
@@ -269,7 +269,7 @@ async def test_an_actor_that_dies_before_it_is_attached_has_a_successor(supervis
         raise BrokenPipeError
 
     data_plane.attach = refuse_first
-    await supervisor.adopt(loaded, key=7, replicas=1)
+    await supervisor.adopt(loaded, key=7, replicas=1, most_rows=8)
     assert (await data_plane.run(1, [ROWS]))[0].shape == (2, 4)
 
 
@@ -354,7 +354,7 @@ async def test_a_model_that_dies_three_times_before_it_is_ready_is_given_up(supe
 
     data_plane.attach = refuse
     with pytest.raises(ModelLoadError, match="died 3 times before it was ready"):
-        await supervisor.adopt(loaded, key=7, replicas=1)
+        await supervisor.adopt(loaded, key=7, replicas=1, most_rows=8)
     await supervisor.unload(7)
     assert supervisor._actors == {}
 

@@ -18,11 +18,15 @@ BOUNDS_US = (1_000, 100_000, 1_000_000)
     ],
 )
 def test_a_hang_is_twenty_times_the_p99_within_its_bounds(counts, limit_s):
-    assert hang_limit_s(30.0, BOUNDS_US, counts) == limit_s
+    assert hang_limit_s(30.0, BOUNDS_US, counts, 8) == limit_s
+
+
+def test_a_full_batch_may_take_as_long_as_its_rows_one_by_one():
+    assert hang_limit_s(30.0, BOUNDS_US, (900, 100, 0, 0), 64) == pytest.approx(12.8)
 
 
 def test_the_set_time_is_never_exceeded():
-    assert hang_limit_s(0.5, BOUNDS_US, (0, 0, 1000, 0)) == 0.5
+    assert hang_limit_s(0.5, BOUNDS_US, (0, 0, 1000, 0), 8) == 0.5
 
 
 def test_the_wait_doubles_after_the_third_death_up_to_ten_seconds():
