@@ -90,12 +90,17 @@ class Calibrator:
         return allocation
 
     def _kept(self, name: str, version: str, identity: str) -> _Found:
+        if self._store is None:
+            return None, {}
+        import sqlite3  # only where something is kept: 1 MB
+
         try:
-            plain = self._store.learnt(name, version, _KEPT_AS) if self._store else {}
+            plain = self._store.learnt(name, version, _KEPT_AS)
             if plain.get("for") != [self.cpus, identity]:
                 return None, {}
             allocation, table = Allocation(*plain["allocation"]), _table(plain["table"])
-        except Exception:  # noqa: BLE001, what is unreadable or of another form is measured again
+        except (sqlite3.Error, LookupError, TypeError, ValueError):
+            # What is unreadable, or was written in another form, is measured again.
             return None, {}
         return (allocation, table) if allocation in table else (None, {})
 

@@ -168,7 +168,7 @@ class ModelBased(Policy):
         """Plan for the goal."""
         edge, share = self.service.busiest()
         table_s = self.service.table_s(edge)
-        cap = self._caps.get(band_of(edge), max(self._caps.values()))
+        cap = self._caps.get(band_of(edge) if edge else 0, max(self._caps.values()))
         group, noise = self.arrivals.rows_per_request, self.service.noise(edge)
         # Not for sizes that are uncertain because they were never seen: then they never would be.
         noise_s = min(_SURE * noise * table_s[cap], _MOST_SLACK * goal_s)

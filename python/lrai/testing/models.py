@@ -1,11 +1,13 @@
 """Small real ONNX models for tests; made with onnx, which only tests need."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from lrai.core.model import DATATYPES
@@ -14,6 +16,8 @@ ELEMENTS = {name: datatype.onnx_number for name, datatype in DATATYPES.items()}
 """ONNX element types by the protocol's names."""
 
 Dims = list[int | str]
+Layers = Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""Weights `(n_in, n_out)` and bias `(n_out,)` of each."""
 
 
 def save(
@@ -58,20 +62,27 @@ def sum_and_difference(path: Path, shape: Dims | None = None) -> Path:
 def mlp(path: Path, sizes: tuple[int, ...] = (30, 64, 32, 2), seed: int = 0) -> Path:
     """A perceptron with seeded random weights: `x [N, first] -> y [N, last]`, FP32."""
     random = np.random.default_rng(seed)
+    layers = [
+        (random.normal(0, rows**-0.5, (rows, columns)), random.normal(0, rows**-0.5, columns))
+        for rows, columns in pairwise(sizes)
+    ]
+    return dense(path, layers)
+
+
+def dense(path: Path, layers: Layers, rows: int | str = "N") -> Path:
+    """`x [rows, n_in] -> y [rows, n_out]`, FP32: layers with a Relu behind all but the last."""
     nodes, weights, name = [], [], "x"
-    for layer, (rows, columns) in enumerate(pairwise(sizes)):
-        scale = 1 / np.sqrt(rows)
-        for kind, shape in (("w", (rows, columns)), ("b", (columns,))):
-            array = random.normal(0, scale, shape).astype(np.float32)
-            weights.append(numpy_helper.from_array(array, f"{kind}{layer}"))
-        is_last = layer == len(sizes) - 2
+    for layer, arrays in enumerate(layers):
+        for kind, array in zip("wb", arrays, strict=True):
+            weights.append(numpy_helper.from_array(array.astype(np.float32), f"{kind}{layer}"))
+        is_last = layer == len(layers) - 1
         sum_name = "y" if is_last else f"sum{layer}"
         nodes.append(helper.make_node("Gemm", [name, f"w{layer}", f"b{layer}"], [sum_name]))
         if not is_last:
             nodes.append(helper.make_node("Relu", [sum_name], [f"h{layer}"]))
         name = f"h{layer}"
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", sizes[0]])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", sizes[-1]])
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, len(layers[0][0])])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [rows, len(layers[-1][1])])
     return save(path, nodes, [x], [y], weights)
 
 

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper, save
 
+from lrai.testing.models import dense
 from lrai.verifier import relu_split
 from lrai.verifier.certificate import Certificate, Tree
 from lrai.verifier.checker.check import check
@@ -28,25 +28,7 @@ class Bench:
     """A network in a file, and questions whether its output falls to a limit."""
 
     def __init__(self, folder, layers):
-        self.folder, self.path = folder, folder / "model.onnx"
-        nodes, constants, value = [], [], "x"
-        for index, (weights, bias) in enumerate(layers):
-            out = f"s{index}" if index + 1 < len(layers) else "y"
-            constants.append(numpy_helper.from_array(weights.astype(np.float32), f"w{index}"))
-            constants.append(numpy_helper.from_array(bias.astype(np.float32), f"b{index}"))
-            nodes.append(helper.make_node("Gemm", [value, f"w{index}", f"b{index}"], [out]))
-            if out != "y":
-                nodes.append(helper.make_node("Relu", [out], [f"h{index}"]))
-            value = f"h{index}"
-        graph = helper.make_graph(
-            nodes,
-            "graph",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, INPUTS])],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])],
-            constants,
-        )
-        opset = [helper.make_opsetid("", 17)]
-        save(helper.make_model(graph, opset_imports=opset, ir_version=8), self.path)
+        self.folder, self.path = folder, dense(folder / "model.onnx", layers, 1)
         self.network = read_onnx(self.path)
 
     def ask(self, limit):

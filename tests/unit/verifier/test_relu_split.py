@@ -1,9 +1,11 @@
 """Signs of Relus: proofs that the checker accepts, counterexamples that are real, sound boxes."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper, save
 
+from lrai.testing.models import dense
 from lrai.verifier import relu_split
 from lrai.verifier.branching import candidates
 from lrai.verifier.certificate import Certificate
@@ -25,28 +27,11 @@ class Bench:
 
     def __init__(self, folder, seed, sizes=SIZES):
         random = np.random.default_rng(seed)
-        self.folder, self.path = folder, folder / "model.onnx"
-        nodes, constants, value = [], [], "x"
-        for index in range(len(sizes) - 1):
-            shape = sizes[index], sizes[index + 1]
-            weights = random.normal(size=shape) / np.sqrt(shape[0])
-            constants.append(numpy_helper.from_array(weights.astype(np.float32), f"w{index}"))
-            bias = random.normal(size=shape[1]) / 4
-            constants.append(numpy_helper.from_array(bias.astype(np.float32), f"b{index}"))
-            out = f"s{index}" if index + 2 < len(sizes) else "y"
-            nodes.append(helper.make_node("Gemm", [value, f"w{index}", f"b{index}"], [out]))
-            if out != "y":
-                nodes.append(helper.make_node("Relu", [out], [f"h{index}"]))
-            value = f"h{index}"
-        graph = helper.make_graph(
-            nodes,
-            "graph",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, sizes[0]])],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, sizes[-1]])],
-            constants,
-        )
-        opset = [helper.make_opsetid("", 17)]
-        save(helper.make_model(graph, opset_imports=opset, ir_version=8), self.path)
+        layers = [
+            (random.normal(size=shape) / np.sqrt(shape[0]), random.normal(size=shape[1]) / 4)
+            for shape in pairwise(sizes)
+        ]
+        self.folder, self.path = folder, dense(folder / "model.onnx", layers, 1)
         self.network = read_onnx(self.path)
         self.centre = random.random(sizes[0])
         self.points = self.around(random.random((20_000, sizes[0])))
